@@ -1,0 +1,161 @@
+"""Artifacts: finished stage folders with an ``artifact.json`` that tells how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import puna
+from puna.core.errors import PunaError
+from puna.core.fsio import hash_file, hash_json, write_json
+
+ARTIFACT_FILE = "artifact.json"
+CONFIG_FILE = "config.toml"
+ARTIFACT_SCHEMA_VERSION = 1
+_RECORDED_PACKAGES = (
+    "torch", "numpy", "numba", "pyarrow", "duckdb", "ibis-framework", "tokenizers", "pydantic",
+    "safetensors", "resiliparse", "py3langid",
+)  # fmt: skip
+
+
+class Artifact:
+    """A finished stage folder.
+
+    Args:
+        path: The folder; must hold ``artifact.json``.
+
+    Raises:
+        PunaError: The folder is unfinished, or its ``artifact.json`` cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        record = path / ARTIFACT_FILE
+        if not record.is_file():
+            raise PunaError(f"{path} holds no {ARTIFACT_FILE}: not a finished artifact",
+                            "run the stage that makes it, or point to a finished one")  # fmt: skip
+        try:
+            self.record: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            self.stage: str = self.record["stage"]
+            self.fingerprint: str = self.record["fingerprint"]
+            self.content_hash: str = self.record["content_hash"]
+            self.metrics: dict[str, Any] = self.record["metrics"]
+            self.config: dict[str, Any] = self.record["config"]
+        except (ValueError, KeyError, UnicodeDecodeError) as error:
+            raise PunaError(f"{record} is damaged: {error!r}",
+                            f"remove the folder {path} and run the stage again") from error  # fmt: skip
+
+    def file(self, name: str) -> Path:
+        """Return the path of a payload file.
+
+        Raises:
+            PunaError: The file is gone.
+        """
+        path = self.path / name
+        if not path.exists():
+            raise PunaError(f"{path} is missing from the artifact of {self.stage}",
+                            f"remove the folder {self.path} and run the stage again")  # fmt: skip
+        return path
+
+    def damaged_files(self, *, content: bool = False) -> list[str]:
+        """Name the payload files that are missing or whose size (or content) has changed.
+
+        Args:
+            content: Read every file and compare its hash, not only its size.
+        """
+        bad = []
+        for entry in self.record["files"]:
+            path = self.path / entry["path"]
+            if (
+                not path.is_file()
+                or path.stat().st_size != entry["n_bytes"]
+                or (content and hash_file(path) != entry["xxh3_128"])
+            ):
+                bad.append(entry["path"])
+        return bad
+
+    def __repr__(self) -> str:
+        return f"Artifact({str(self.path)!r})"
+
+
+def list_files(folder: Path) -> list[dict[str, Any]]:
+    """List the payload of a folder: path, size and xxh3-128, sorted by path."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in files:
+            path = Path(root) / name
+            relative = path.relative_to(folder).as_posix()
+            if relative not in (ARTIFACT_FILE, CONFIG_FILE):
+                found.append(
+                    {"path": relative, "n_bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
+                )
+    return sorted(found, key=lambda entry: entry["path"])
+
+
+def write_record(folder: Path, record: dict[str, Any], volatile: Iterable[str] = ()) -> None:
+    """Complete a record with the file list, code and package versions, and write it last.
+
+    Args:
+        folder: The stage folder with its whole payload.
+        record: Stage, configuration, fingerprint, inputs, times and metrics.
+        volatile: Path prefixes of files that differ between equal runs (logs with times); they are
+            listed but left out of ``content_hash``.
+    """
+    files = list_files(folder)
+    skip = tuple(volatile)
+    solid = [entry for entry in files if not (skip and entry["path"].startswith(skip))]
+    write_json(
+        folder / ARTIFACT_FILE,
+        {
+            "artifact_schema_version": ARTIFACT_SCHEMA_VERSION,
+            **record,
+            "content_hash": hash_json([(entry["path"], entry["xxh3_128"]) for entry in solid]),
+            "code": code_version(),
+            "packages": package_versions(),
+            "host": {"machine": platform.machine(), "n_cpus": os.cpu_count()},
+            "argv": sys.argv[1:],
+            "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "files": files,
+        },
+    )
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Return puna's version and, in a checkout, the commit and whether it has local changes."""
+    here = Path(puna.__file__).resolve().parent
+    found: dict[str, Any] = {"puna": puna.__version__, "commit": None, "dirty": None}
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True,
+            timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+        status = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "--", str(here)],
+            capture_output=True, text=True, timeout=10, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return found  # installed from a wheel, or no git here
+    return {**found, "commit": commit, "dirty": bool(status.strip())}
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide numbers, plus Python's."""
+    versions = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,1 @@
+"""From raw files to curated documents: sources, extraction, filters, deduplication, split."""

@@ -1,0 +1,1 @@
+"""The Llama family: configuration and accounting (torch-free), the model, generation, formats."""

@@ -1,0 +1,1 @@
+"""After pretraining: instruction pairs and supervised fine-tuning."""

@@ -1,0 +1,1 @@
+"""Detection, restart and accounting of faults; knows protocols, never the trainer."""

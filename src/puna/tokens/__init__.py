@@ -1,0 +1,1 @@
+"""Tokenizer training and loading, token shards, packing, the resumable loader."""

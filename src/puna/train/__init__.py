@@ -1,0 +1,1 @@
+"""The training loop, optimiser, schedules, metrics, parallel plans and checkpoints."""
