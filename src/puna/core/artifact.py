@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,9 +21,18 @@ ARTIFACT_FILE = "artifact.json"
 CONFIG_FILE = "config.toml"
 ARTIFACT_SCHEMA_VERSION = 1
 _RECORDED_PACKAGES = (
-    "torch", "numpy", "numba", "pyarrow", "duckdb", "ibis-framework", "tokenizers", "pydantic",
-    "safetensors", "resiliparse", "py3langid",
-)  # fmt: skip
+    "torch",
+    "numpy",
+    "numba",
+    "pyarrow",
+    "duckdb",
+    "ibis-framework",
+    "tokenizers",
+    "pydantic",
+    "safetensors",
+    "resiliparse",
+    "py3langid",
+)
 
 
 class Artifact:
@@ -41,8 +49,10 @@ class Artifact:
         self.path = path
         record = path / ARTIFACT_FILE
         if not record.is_file():
-            raise PunaError(f"{path} holds no {ARTIFACT_FILE}: not a finished artifact",
-                            "run the stage that makes it, or point to a finished one")  # fmt: skip
+            raise PunaError(
+                f"{path} holds no {ARTIFACT_FILE}: not a finished artifact",
+                "run the stage that makes it, or point to a finished one",
+            )
         try:
             self.record: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
             self.stage: str = self.record["stage"]
@@ -51,8 +61,9 @@ class Artifact:
             self.metrics: dict[str, Any] = self.record["metrics"]
             self.config: dict[str, Any] = self.record["config"]
         except (ValueError, KeyError, UnicodeDecodeError) as error:
-            raise PunaError(f"{record} is damaged: {error!r}",
-                            f"remove the folder {path} and run the stage again") from error  # fmt: skip
+            raise PunaError(
+                f"{record} is damaged: {error!r}", f"remove {path} and run the stage again"
+            ) from error
 
     def file(self, name: str) -> Path:
         """Return the path of a payload file.
@@ -62,8 +73,10 @@ class Artifact:
         """
         path = self.path / name
         if not path.exists():
-            raise PunaError(f"{path} is missing from the artifact of {self.stage}",
-                            f"remove the folder {self.path} and run the stage again")  # fmt: skip
+            raise PunaError(
+                f"{path} is missing from the artifact of {self.stage}",
+                f"remove the folder {self.path} and run the stage again",
+            )
         return path
 
     def damaged_files(self, *, content: bool = False) -> list[str]:
@@ -102,24 +115,20 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: entry["path"])
 
 
-def write_record(folder: Path, record: dict[str, Any], volatile: Iterable[str] = ()) -> None:
+def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Complete a record with the file list, code and package versions, and write it last.
 
     Args:
         folder: The stage folder with its whole payload.
         record: Stage, configuration, fingerprint, inputs, times and metrics.
-        volatile: Path prefixes of files that differ between equal runs (logs with times); they are
-            listed but left out of ``content_hash``.
     """
     files = list_files(folder)
-    skip = tuple(volatile)
-    solid = [entry for entry in files if not (skip and entry["path"].startswith(skip))]
     write_json(
         folder / ARTIFACT_FILE,
         {
             "artifact_schema_version": ARTIFACT_SCHEMA_VERSION,
             **record,
-            "content_hash": hash_json([(entry["path"], entry["xxh3_128"]) for entry in solid]),
+            "content_hash": hash_json([(entry["path"], entry["xxh3_128"]) for entry in files]),
             "code": code_version(),
             "packages": package_versions(),
             "host": {"machine": platform.machine(), "n_cpus": os.cpu_count()},
@@ -137,13 +146,19 @@ def code_version() -> dict[str, Any]:
     found: dict[str, Any] = {"puna": puna.__version__, "commit": None, "dirty": None}
     try:
         commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True,
-            timeout=10, check=True,
-        ).stdout.strip()  # fmt: skip
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
         status = subprocess.run(
             ["git", "-C", str(here), "status", "--porcelain", "--", str(here)],
-            capture_output=True, text=True, timeout=10, check=True,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return found  # installed from a wheel, or no git here
     return {**found, "commit": commit, "dirty": bool(status.strip())}

@@ -12,7 +12,7 @@ USER_ERROR_EXIT_CODE = 2
 class PunaError(Exception):
     """Bad input or a bad environment: one clear message and a fix; the command line exits with 2.
 
-    Programmer errors (broken invariants) raise ordinary exceptions instead and keep their traceback.
+    Programmer errors (broken invariants) raise ordinary exceptions and keep their traceback.
 
     Args:
         message: What is wrong; names the file, field or record and the value.

@@ -96,6 +96,6 @@ def hash_file(path: Path) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """Return the xxh3-128 of a JSON value; equal values give equal digests whatever the key order."""
+    """Return the xxh3-128 of a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return xxhash.xxh3_128_hexdigest(text.encode())

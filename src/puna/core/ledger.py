@@ -1,8 +1,8 @@
 """The append-only ledger of a run: one JSON line per event, written by every process of the run.
 
 Goodput, reports, the dashboard and the recovery logic all read this one file. Each event carries a
-wall clock (``t_wall_s``, seconds since 1970) and a monotonic clock (``t_mono_s``; comparable between
-the processes of one boot of one machine).
+wall clock (``t_wall_s``, seconds since 1970) and a monotonic clock (``t_mono_s``; comparable
+between the processes of one boot of one machine).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LEDGER_FILE = "events.jsonl"
 class Ledger:
     """Appends events to ``events.jsonl``; safe to use from several processes at once.
 
-    A line is one ``write`` on a descriptor opened with ``O_APPEND``, so lines of different processes
-    do not mix. A process that dies inside a write leaves a torn line; readers skip it.
+    A line is one ``write`` on a descriptor opened with ``O_APPEND``, so lines of different
+    processes do not mix. A process that dies inside a write leaves a torn line; readers skip it.
 
     Args:
         path: The ledger file; created when absent. None gives a ledger that keeps nothing on disk.

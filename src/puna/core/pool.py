@@ -114,6 +114,7 @@ class WorkerPool:
             return
         waiting: collections.deque[tuple[A, Future[Any]]] = collections.deque()
         source = iter(items)
+        item: A | None = None
         try:
             while True:
                 while len(waiting) < 2 * self.n_workers:
@@ -127,8 +128,8 @@ class WorkerPool:
                 item, future = waiting.popleft()
                 yield future.result()
         except BrokenProcessPool as error:
+            name = getattr(function, "__name__", str(function))
             raise PunaError(
-                f"a worker process was killed while {getattr(function, '__name__', function)} worked "
-                f"near {str(waiting[0][0] if waiting else item)[:200]}",
+                f"a worker process was killed while {name} worked near {str(item)[:200]}",
                 "most often memory ran out: lower `workers`, then run the same command again",
             ) from error
