@@ -1,0 +1,269 @@
+"""The loader: the batch of a step, as a pure function of the step.
+
+Shapes: B rows of the global batch (or of one rank's part), T ``seq_len``.
+
+There is no iterator and no state to save. Which source a row comes from (:mod:`.mixing`) and which
+tokens it holds (:mod:`.packing`) are computed from the row's number, so that training resumes at
+any step, on any number of ranks, with the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from puna.core.errors import PunaError
+from puna.tokens.mixing import Assignment, check_weights
+from puna.tokens.packing import SourceStream
+from puna.tokens.shards import TokenShards
+
+NO_LABEL = -100
+"""Label of a position without loss (the ignored index of PyTorch's cross-entropy)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to train on.
+
+    Attributes:
+        tokens_BT: Inputs.
+        labels_BT: The token that follows, -100 where there is no loss.
+        doc_ids_BT: Number of the segment inside its row; positions of different segments do not
+            see each other; -1 is padding.
+        positions_BT: Position inside the segment, from 0.
+    """
+
+    tokens_BT: Int64[np.ndarray, "B T"]
+    labels_BT: Int64[np.ndarray, "B T"]
+    doc_ids_BT: Int32[np.ndarray, "B T"]
+    positions_BT: Int32[np.ndarray, "B T"]
+
+
+class BatchSource(Protocol):
+    """Where training takes its batches from."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the global batch, B."""
+        ...
+
+    def batch(self, step: int, rank: int, world: int) -> Batch:
+        """Return rows [rank*B/world, (rank+1)*B/world) of the global batch of a step."""
+        ...
+
+    def lineage(self, step: int) -> list[dict[str, Any]]:
+        """Return, per row of the global batch, the documents and token ranges in it."""
+        ...
+
+
+def rank_rows(n_rows: int, rank: int, world: int) -> range:
+    """Return the rows of the global batch that a rank takes.
+
+    Raises:
+        PunaError: The number of ranks does not divide the batch; names the nearest that do.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world}")
+    if n_rows % world:
+        worlds = [w for w in range(1, n_rows + 1) if n_rows % w == 0]
+        near = sorted(sorted(worlds, key=lambda w: abs(w - world))[:2])
+        low = n_rows // world * world
+        batches = " or ".join(str(n) for n in (low, low + world) if n)
+        raise PunaError(
+            f"a global batch of {n_rows} rows cannot be divided among {world} ranks",
+            f"set the global batch to {batches}, or use {' or '.join(map(str, near))} ranks",
+        )
+    n_local = n_rows // world
+    return range(rank * n_local, (rank + 1) * n_local)
+
+
+class PackedLoader:
+    """Mixes the sources of token shards by weight and packs their documents into rows.
+
+    Args:
+        folder: Output of the stage ``tokens.encode``.
+        split: ``train`` or ``heldout``.
+        weights: Source -> weight on any scale, 0 leaves a source out; None weighs sources by their
+            tokens.
+        seq_len: Tokens of a row, T.
+        global_batch: Rows of a step over all ranks, B.
+        seed: Decides the order of the documents.
+
+    Raises:
+        PunaError: The shards are damaged, or the weights do not fit the sources.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        weights: Mapping[str, float] | None,
+        seq_len: int,
+        global_batch: int,
+        seed: int,
+    ) -> None:
+        for name, value in (("seq_len", seq_len), ("global_batch", global_batch)):
+            if value < 1:
+                raise PunaError(f"`{name}` is {value}", f"set `{name}` to 1 or more")
+        self.shards = TokenShards(Path(folder))
+        self.split, self.seq_len, self.seed = split, seq_len, seed
+        self._weights = None if weights is None else dict(weights)
+        self._n_rows = global_batch
+        n_tokens = {name: c["n_tokens"] for name, c in self.shards.counts(split).items()}
+        shares = check_weights(weights, n_tokens, f"{folder}/{split}")
+        self._assignment = Assignment(shares)
+        self.weights: dict[str, float] = {name: float(share) for name, share in shares.items()}
+        self._streams = [
+            SourceStream(self.shards.open(split, name), seq_len, seed) for name in shares
+        ]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the global batch, B."""
+        return self._n_rows
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the tokenizer that made the shards."""
+        return self.shards.vocab_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of the global batch."""
+        return self._n_rows * self.seq_len
+
+    def batch(self, step: int, rank: int, world: int) -> Batch:
+        """Return a rank's rows of the global batch of a step.
+
+        Args:
+            step: Step number, from 0.
+            rank: This process, 0..world-1.
+            world: Number of processes that share the batch.
+
+        Raises:
+            PunaError: ``world`` does not divide the global batch.
+        """
+        mine = rank_rows(self._n_rows, rank, world)
+        source_n, row_n = self._assignment.rows(step * self._n_rows + mine.start, len(mine))
+        shape = (len(mine), self.seq_len)
+        tokens_BT = np.empty(shape, np.int64)
+        labels_BT = np.empty(shape, np.int64)
+        doc_ids_BT = np.empty(shape, np.int32)
+        positions_BT = np.empty(shape, np.int32)
+        for i, (source, row) in enumerate(zip(source_n, row_n, strict=True)):
+            stream = self._streams[source]
+            at = 0
+            for number, segment in enumerate(stream.segments(int(row))):
+                window, following = stream.tokens(segment)
+                here = slice(at, at + len(window))
+                tokens_BT[i, here] = window
+                labels_BT[i, at : here.stop - 1] = window[1:]
+                labels_BT[i, here.stop - 1] = NO_LABEL if following is None else following
+                doc_ids_BT[i, here] = number
+                positions_BT[i, here] = np.arange(len(window), dtype=np.int32)
+                at = here.stop
+        return Batch(tokens_BT, labels_BT, doc_ids_BT, positions_BT)
+
+    def lineage(self, step: int) -> list[dict[str, Any]]:
+        """Return the documents behind each row of the global batch of a step.
+
+        Returns:
+            Per row ``{"row", "source", "segments": [{"document_id", "source", "tokens": [start,
+            end), "epoch"}]}``; token numbers count from the document's begin token.
+        """
+        source_n, row_n = self._assignment.rows(step * self._n_rows, self._n_rows)
+        rows = []
+        for i, (source, row) in enumerate(zip(source_n, row_n, strict=True)):
+            stream = self._streams[source]
+            name = stream.shard.source
+            segments = [
+                {
+                    "document_id": stream.shard.document_id(segment.document),
+                    "source": name,
+                    "tokens": [segment.start, segment.end],
+                    "epoch": segment.epoch,
+                }
+                for segment in stream.segments(int(row))
+            ]
+            rows.append({"row": i, "source": name, "segments": segments})
+        return rows
+
+    def rows_per_source(self, step: int) -> dict[str, int]:
+        """Return how many rows of each source the first ``step`` steps hold."""
+        counts = self._assignment.counts(step * self._n_rows)
+        return {s.shard.source: int(n) for s, n in zip(self._streams, counts, strict=True)}
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """Return how often the first ``step`` steps have passed over each source."""
+        rows = self.rows_per_source(step)
+        return {s.shard.source: s.epochs(rows[s.shard.source]) for s in self._streams}
+
+    def spec(self) -> dict[str, Any]:
+        """Return JSON that :func:`puna.tokens.lineage.open_source` turns into this loader again."""
+        return {
+            "factory": "puna.tokens.loader:packed_loader",
+            "kwargs": {
+                "folder": str(self.shards.folder.resolve()),
+                "split": self.split,
+                "weights": self._weights,
+                "seq_len": self.seq_len,
+                "global_batch": self._n_rows,
+                "seed": self.seed,
+                "digest": self.shards.digest,
+            },
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], folder: Path | None = None) -> PackedLoader:
+        """Open the loader that :meth:`spec` describes.
+
+        Args:
+            spec: What :meth:`spec` returned.
+            folder: Where the shards stand now, when they have moved.
+
+        Raises:
+            PunaError: The specification is damaged, or the shards are not those it was made of.
+        """
+        kwargs = dict(spec.get("kwargs") or {})
+        if folder is not None:
+            kwargs["folder"] = str(folder)
+        try:
+            return packed_loader(**kwargs)
+        except TypeError as error:
+            raise PunaError(f"the specification of the loader is damaged: {error}",
+                            "write it with PackedLoader.spec()") from error  # fmt: skip
+
+
+def packed_loader(
+    folder: str,
+    split: str,
+    weights: dict[str, float] | None,
+    seq_len: int,
+    global_batch: int,
+    seed: int,
+    digest: str | None = None,
+) -> PackedLoader:
+    """Open a loader from JSON values (the factory of training processes).
+
+    Args:
+        folder: Output of the stage ``tokens.encode``.
+        split: ``train`` or ``heldout``.
+        weights: See :class:`PackedLoader`.
+        seq_len: Tokens of a row.
+        global_batch: Rows of a step over all ranks.
+        seed: Decides the order of the documents.
+        digest: Digest of the shards that are expected; None accepts any.
+
+    Raises:
+        PunaError: The shards are damaged or others than expected.
+    """
+    loader = PackedLoader(Path(folder), split, weights, seq_len, global_batch, seed)
+    if digest is not None and digest != loader.shards.digest:
+        raise PunaError(f"the token shards in {folder} have changed since this run used them",
+                        "point to the shards of that run, or run the stage anew")  # fmt: skip
+    return loader
