@@ -1,0 +1,69 @@
+"""Faults on purpose: a rank is killed or frozen at a step, once in the life of a job.
+
+The rank writes ``fault.injected`` durably into the ledger *before* it hurts itself; the ledger
+decides whether the fault has happened already, so that no restart repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import Literal
+
+from puna.core.ledger import Ledger, read_events
+
+FaultKind = Literal["kill", "hang"]
+_SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
+
+
+@dataclass(frozen=True)
+class PlannedFault:
+    """A fault to inject.
+
+    Attributes:
+        rank: Rank that is hit.
+        step: Step (0-based) in the middle of which it is hit.
+        what: ``kill`` (SIGKILL) or ``hang`` (SIGSTOP).
+    """
+
+    rank: int
+    step: int
+    what: FaultKind = "kill"
+
+
+class FaultInjector:
+    """Hits this process when its planned fault is due.
+
+    Args:
+        plan: The fault; None for none.
+        rank: Rank of this process.
+        job: Id of the job: a fault counts as done when this job's ledger holds it.
+        events: The ledger.
+    """
+
+    def __init__(self, plan: PlannedFault | None, rank: int, job: str, events: Ledger) -> None:
+        self._events = events
+        self._plan = plan if plan is not None and plan.rank == rank else None
+        if self._plan is not None and was_injected(self._plan, job, events):
+            self._plan = None
+
+    def at(self, step: int) -> None:
+        """Inject the fault when ``step`` is its step; does not return then."""
+        plan = self._plan
+        if plan is None or plan.step != step:
+            return
+        self._plan = None
+        self._events.emit("fault.injected", durable=True, step=step, rank=plan.rank, what=plan.what)
+        os.kill(os.getpid(), _SIGNALS[plan.what])
+
+
+def was_injected(plan: PlannedFault, job: str, events: Ledger) -> bool:
+    """Tell from the ledger whether a job has suffered its planned fault already."""
+    if events.path is None:
+        return False
+    return any(
+        event.get("job") == job
+        and (event["rank"], event["step"], event["what"]) == (plan.rank, plan.step, plan.what)
+        for event in read_events(events.path, "fault.injected")
+    )

@@ -1,0 +1,79 @@
+"""Heartbeats and failure notes: small files, one per rank, in the folder of an attempt."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from puna.core.errors import PunaError
+from puna.resilience.protocols import Failure, Heartbeat, Phase
+
+
+class HeartbeatWriter:
+    """Writes the heartbeat of one rank.
+
+    The step loop itself calls it, not a thread beside it: a rank whose loop hangs falls silent.
+
+    Args:
+        folder: Folder of the attempt; must exist.
+        rank: Rank of this process.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / f"heartbeat-{rank}.json"
+        self._aside = folder / f".heartbeat-{rank}.tmp"
+        self._folder, self.rank = folder, rank
+        self.step = 0
+
+    def beat(self, phase: Phase, step: int) -> None:
+        """Tell that this rank is alive and begins ``phase`` of ``step``."""
+        self.step = step
+        now = Heartbeat(self.rank, os.getpid(), step, phase, time.monotonic())
+        self._aside.write_text(json.dumps(asdict(now)), encoding="utf-8")
+        os.replace(self._aside, self._path)  # a reader sees the old or the new one, never half
+
+    def fail(self, error: BaseException, details: str, *, lost_peer: bool = False) -> None:
+        """Write down why this rank ends.
+
+        Args:
+            error: The error; a :class:`PunaError` is a user error.
+            details: Its traceback.
+            lost_peer: It says only that another rank went away.
+        """
+        user = isinstance(error, PunaError)
+        note = Failure(
+            self.rank,
+            self.step,
+            "user" if user else ("peer" if lost_peer else "crash"),
+            error.message if user else f"{type(error).__name__}: {error}",
+            error.fix if user else None,
+            details,
+            time.monotonic(),
+        )
+        path = self._folder / f"failure-{self.rank}.json"
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(asdict(note)), encoding="utf-8")
+        os.replace(aside, path)
+
+
+def read_heartbeats(folder: Path) -> list[Heartbeat]:
+    """Read the heartbeats of an attempt, by rank."""
+    beats = [Heartbeat(**values) for values in _read(folder, "heartbeat-*.json")]
+    return sorted(beats, key=lambda beat: beat.rank)
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """Read the failure notes of an attempt, causes before consequences, then by time."""
+    notes = [Failure(**values) for values in _read(folder, "failure-*.json")]
+    order = ("user", "crash", "peer")
+    return sorted(notes, key=lambda note: (order.index(note.kind), note.t_mono_s))
+
+
+def _read(folder: Path, pattern: str) -> Iterator[dict[str, Any]]:
+    for path in folder.glob(pattern):
+        yield json.loads(path.read_text(encoding="utf-8"))

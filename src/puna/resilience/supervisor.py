@@ -1,0 +1,284 @@
+"""The supervisor: starts a job, notices within a moment that it died or hangs, starts it again.
+
+It stops at once where a restart cannot help: on a user error (bad input, full disk), and when the
+same failure happens twice at the same step. torchrun's own restarts are not used: its agent notices
+no hang, waits 30 s for a frozen process, and on gloo reuses a store with stale addresses.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from puna.core.errors import PunaError
+from puna.core.ledger import Ledger, read_events
+from puna.core.progress import say
+from puna.resilience.history import JobHistory
+from puna.resilience.protocols import Attempt, Heartbeat, Job
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When to call a job hung, and how often to start it again.
+
+    Attributes:
+        max_restarts: Restarts in a row without one new step.
+        hang_timeout_s: Longest silence of a rank inside a step.
+        start_timeout_s: Longest silence while it starts or saves.
+        max_backoff_s: The first restart is immediate; while there is no new step the pause grows
+            1, 2, 4 ... seconds up to this.
+    """
+
+    max_restarts: int = 10
+    hang_timeout_s: float = 120.0
+    start_timeout_s: float = 300.0
+    max_backoff_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an attempt ended."""
+
+    what: str
+    """``killed``, ``hang``, ``crash``, ``exit`` or ``user``."""
+    rank: int | None
+    step: int
+    detect_s: float
+    message: str
+    fix: str | None = None
+
+    @property
+    def signature(self) -> tuple[str, int, str]:
+        """Equal for two faults that are the same failure at the same step."""
+        return (self.what, self.step, self.message if self.what in ("crash", "exit") else "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a supervised job ended well."""
+
+    n_attempts: int
+    faults: tuple[Fault, ...]
+
+
+def supervise(
+    job: Job,
+    events: Ledger,
+    policy: RestartPolicy,
+    *,
+    history: JobHistory,
+    on_tick: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Run a job to its end, whatever happens to its processes.
+
+    Args:
+        job: The job.
+        events: Ledger, bound to the job's id.
+        policy: Timeouts and limits.
+        history: What earlier calls (killed with the whole process tree) left behind.
+        on_tick: Called about 20 times a second, for progress.
+
+    Returns:
+        Number of attempts and the faults survived, in this call.
+
+    Raises:
+        PunaError: A rank reported a user error, the same failure happened twice at the same step,
+            or ``max_restarts`` restarts brought no new step.
+    """
+    faults: list[Fault] = []
+    attempt, furthest, fruitless = history.next_attempt, history.steps_done, 0
+    down_since_s = time.monotonic() if attempt > 0 else None
+    while True:
+        if down_since_s is not None:
+            events.emit("recovery.start", durable=True, attempt=attempt)
+        watch = _Watch(job, attempt, events, policy, furthest, down_since_s, on_tick)
+        fault = watch.run()
+        if fault is None:
+            return Outcome(len(faults) + 1, tuple(faults))
+        down_since_s = time.monotonic()
+        fruitless = 0 if watch.furthest > furthest else fruitless + 1
+        furthest = max(furthest, watch.furthest)
+        _stop_if_hopeless(fault, faults, fruitless, policy, watch.log_tail)
+        faults.append(fault)
+        say(f"  [yellow]fault[/yellow]: {fault.message}; starting again from the last checkpoint")
+        if fruitless:
+            time.sleep(min(2.0 ** (fruitless - 1), policy.max_backoff_s))
+        attempt += 1
+
+
+def _stop_if_hopeless(
+    fault: Fault, earlier: list[Fault], fruitless: int, policy: RestartPolicy, log_tail: str
+) -> None:
+    if fault.what == "user":
+        raise PunaError(fault.message, fault.fix)
+    if any(fault.signature == known.signature for known in earlier):
+        raise PunaError(
+            f"the same failure happened twice at step {fault.step}: {fault.message}\n{log_tail}",
+            _REPEATED_FIX.get(fault.what, _REPEATED_FIX["crash"]),
+        )
+    if fruitless > policy.max_restarts:
+        raise PunaError(
+            f"{policy.max_restarts} restarts brought no new step; the last fault: {fault.message}\n"
+            f"{log_tail}",
+            "look for the cause in the log, or raise `max_restarts`",
+        )
+
+
+_REPEATED_FIX = {
+    "killed": "most often memory runs out at this step: lower micro_batch, seq_len or nproc",
+    "hang": "if steps are just slow, raise `hang_timeout_s`; else look for the cause in the log",
+    "crash": "a restart cannot help: remove the cause, then run the same command again",
+}
+
+
+class _Watch:
+    """Watches one attempt until it ends."""
+
+    def __init__(
+        self,
+        job: Job,
+        attempt: int,
+        events: Ledger,
+        policy: RestartPolicy,
+        furthest: int,
+        down_since_s: float | None,
+        on_tick: Callable[[], None],
+    ) -> None:
+        self._job, self._attempt, self._events, self._policy = job, attempt, events, policy
+        self._before = furthest
+        self._down_since_s = down_since_s
+        self._on_tick = on_tick
+        self._start_s = time.monotonic()
+        self.furthest = 0
+        """Steps that some rank has completed in this attempt, or in an earlier one."""
+        self.log_tail = ""
+
+    def run(self) -> Fault | None:
+        """Return why the attempt failed, or None when it ended well; no process is left."""
+        self._events.emit("attempt.start", attempt=self._attempt)
+        running = self._job.start(self._attempt)
+        try:
+            fault = self._watch(running)
+        finally:
+            running.kill()
+        self._on_tick()
+        if fault is not None:
+            self.log_tail = running.log_tail()
+        return fault
+
+    def _watch(self, running: Attempt) -> Fault | None:
+        while True:
+            code = running.poll()
+            beats = running.heartbeats()
+            self.furthest = max([self.furthest, *(beat.step for beat in beats)])
+            self._note_recovery(beats)
+            if code == 0:
+                return None
+            fault = self._find_fault(running, code, beats)
+            if fault is not None:
+                if fault.what != "user":
+                    self._events.emit(
+                        "fault.detected", durable=True, attempt=self._attempt, what=fault.what,
+                        rank=fault.rank, step=fault.step, detect_s=fault.detect_s,
+                        message=fault.message,
+                    )  # fmt: skip
+                return fault
+            self._on_tick()
+            time.sleep(POLL_S)
+
+    def _find_fault(
+        self, running: Attempt, code: int | None, beats: list[Heartbeat]
+    ) -> Fault | None:
+        now_s = time.monotonic()
+        dead = [beat for beat in beats if beat.phase != "done" and not process_alive(beat.pid)]
+        if dead or code is not None:
+            failures = running.failures()
+            noted = {note.rank for note in failures}
+            silent = [beat for beat in dead if beat.rank not in noted]
+            # One that only lost its peer does not explain one that died without a word.
+            if failures and (failures[0].kind != "peer" or not silent):
+                note = failures[0]
+                what = "user" if note.kind == "user" else "crash"
+                return Fault(
+                    what, note.rank, note.step, now_s - note.t_mono_s,
+                    note.message if what == "user" else f"rank {note.rank}: {note.message}",
+                    note.fix,
+                )  # fmt: skip
+            dead = silent
+        if dead:
+            # Of several dead ranks the one that fell silent first is the cause.
+            beat = min(dead, key=lambda beat: beat.t_mono_s)
+            return Fault(
+                "killed", beat.rank, beat.step, self._since_s(beat, now_s),
+                f"rank {beat.rank} was killed at step {beat.step}",
+            )  # fmt: skip
+        if code is not None:
+            step = max((beat.step for beat in beats), default=0)
+            return Fault(
+                "exit", None, step, 0.0, f"the training processes ended with exit code {code}"
+            )
+        return self._find_hang(beats, now_s)
+
+    def _find_hang(self, beats: list[Heartbeat], now_s: float) -> Fault | None:
+        policy = self._policy
+        if len(beats) < self._job.n_ranks and now_s - self._start_s > policy.start_timeout_s:
+            return Fault(
+                "hang", None, 0, now_s - self._start_s,
+                f"{self._job.n_ranks - len(beats)} of {self._job.n_ranks} ranks did not start "
+                f"within {policy.start_timeout_s:.0f} s",
+            )  # fmt: skip
+        for beat in sorted(beats, key=lambda beat: beat.t_mono_s):
+            silent_s = now_s - beat.t_mono_s
+            limit_s = policy.hang_timeout_s if beat.phase == "step" else policy.start_timeout_s
+            if beat.phase != "done" and silent_s > limit_s:
+                return Fault(
+                    "hang", beat.rank, beat.step, self._since_s(beat, now_s),
+                    f"rank {beat.rank} hangs at step {beat.step} ({beat.phase}): no sign of life "
+                    f"for {silent_s:.0f} s",
+                )  # fmt: skip
+        return None
+
+    def _since_s(self, beat: Heartbeat, now_s: float) -> float:
+        """Seconds since a rank was hit: exact when we hit it, else since it was last heard."""
+        if self._events.path is not None:
+            for event in read_events(self._events.path, "fault.injected"):
+                if event["pid"] == beat.pid:
+                    return now_s - event["t_mono_s"]
+        return now_s - beat.t_mono_s
+
+    def _note_recovery(self, beats: list[Heartbeat]) -> None:
+        if self._down_since_s is None or len(beats) < self._job.n_ranks:
+            return
+        if any(beat.phase == "start" for beat in beats):
+            return
+        step = min(beat.step for beat in beats)
+        self._events.emit(
+            "recovery.done", attempt=self._attempt, step=step,
+            seconds=time.monotonic() - self._down_since_s,
+            steps_lost=max(0, max(self._before, 0) - step),
+        )  # fmt: skip
+        self._down_since_s = None
+
+
+def process_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended but was not collected yet does not."""
+    if sys.platform == "linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+    import os
+
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,203 @@
+"""The configuration of training; imports no torch.
+
+:class:`TrainingConfig` is what every kind of training has (pretraining, fine-tuning);
+:class:`PretrainConfig` adds the model and the mix of sources.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from puna.core.config import Config, Execution, Seed
+from puna.model.config import ModelConfig
+from puna.resilience.faults import FaultKind
+
+
+class AdamWConfig(Config):
+    """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Tag of the union."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the running mean of the gradient."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the running mean of its square."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Applied to matrices only; norms are not decayed."""
+
+
+OptimConfig = AdamWConfig
+"""The optimisers; a tagged union by `kind` as soon as there is a second one."""
+
+
+class CosineConfig(Config):
+    """Linear warm-up, then half a cosine down to a floor (Llama 1 to 3)."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Tag of the union."""
+    warmup: float = Field(default=0.02, ge=0)
+    """Warm-up: below 1 a share of all steps, from 1 on a number of steps."""
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+
+
+class WsdConfig(Config):
+    """Warm-up, stable, decay: constant for most of the run, then linear (Hu et al., 2024)."""
+
+    kind: Literal["wsd"] = "wsd"
+    """Tag of the union."""
+    warmup: float = Field(default=0.02, ge=0)
+    """Warm-up: below 1 a share of all steps, from 1 on a number of steps."""
+    decay: float = Field(default=0.2, ge=0)
+    """Decay at the end: below 1 a share of all steps, from 1 on a number of steps."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+
+
+ScheduleConfig = Annotated[CosineConfig | WsdConfig, Field(discriminator="kind")]
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are saved and how many are kept."""
+
+    every: int = Field(default=100, ge=1)
+    """Steps between two checkpoints; one more is always saved at the end."""
+    keep: int = Field(default=2, ge=1)
+    """The newest that are kept; 2 or more let a damaged one fall back to the one before."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """When one cannot be saved (disk full): stop with a message, so that the run goes on from the
+    last good one after the fix; or record `train.checkpoint_failed` and go on. The one at the end
+    must be saved in either case. A half-written checkpoint never stays."""
+
+
+class FaultConfig(Config):
+    """A fault on purpose, to see the recovery work; it does not change the result."""
+
+    enabled: bool = True
+    """False turns it off."""
+    rank: int = Field(default=0, ge=0)
+    """Rank that is hit."""
+    step: int = Field(ge=0)
+    """Step (from 0) in the middle of which it is hit."""
+    what: FaultKind = "kill"
+    """`kill` (SIGKILL) or `hang` (SIGSTOP)."""
+
+
+class RestartConfig(Config):
+    """When a run counts as hung, and how often it is started again."""
+
+    max_restarts: int = Field(default=10, ge=0)
+    """Restarts in a row without one new step."""
+    hang_timeout_s: float = Field(default=120.0, gt=0)
+    """Longest silence of a rank inside a step."""
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    """Longest silence of a rank while it starts or saves."""
+
+
+class TrainingConfig(Config):
+    """What every kind of training has."""
+
+    seed: Seed = 0
+    """Seed of the initial weights, the data order and all else that is random."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; give either `steps` or `tokens`."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Token budget, rounded up to whole steps; give either `steps` or `tokens`."""
+    seq_len: int = Field(default=512, ge=2)
+    """Tokens per row."""
+    global_batch: int = Field(default=16, ge=1)
+    """Rows per optimiser step, over all ranks."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Rows per forward pass of one rank; fewer means less memory, the result stays the same up to
+    rounding. 0 means all rows of the rank at once."""
+    nproc: int = Field(default=1, ge=1)
+    """Ranks (processes) on this machine; the parameters are sharded over them."""
+    optim: OptimConfig = Field(default_factory=AdamWConfig)
+    """Optimiser."""
+    schedule: ScheduleConfig = Field(default_factory=CosineConfig)
+    """Learning rate over the run."""
+    clip_norm: float = Field(default=1.0, ge=0)
+    """The gradient is scaled down to this norm where it is longer; 0 turns clipping off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the matrix products; `auto` takes bf16 where the hardware is made for it."""
+    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
+    """Where to train; `auto` takes the GPUs when there are any."""
+    checkpoint: Execution[CheckpointConfig] = Field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    restart: Execution[RestartConfig] = Field(default_factory=RestartConfig)
+    """Detection and restart."""
+    fault: Execution[FaultConfig | None] = None
+    """A fault on purpose; none when absent."""
+    log_every: Execution[int] = Field(default=1, ge=1)
+    """Steps between two `train.step` events in the ledger."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError(
+                f"give either steps or tokens (steps={self.steps}, tokens={self.tokens})"
+            )
+        if self.global_batch % self.nproc:
+            low = self.global_batch - self.global_batch % self.nproc
+            raise ValueError(
+                f"global_batch={self.global_batch} rows do not divide among nproc={self.nproc} "
+                f"ranks; use global_batch={low or self.nproc} or {low + self.nproc}"
+            )
+        if self.micro_batch and self.rank_batch % self.micro_batch:
+            fitting = [n for n in range(1, self.rank_batch + 1) if self.rank_batch % n == 0]
+            raise ValueError(
+                f"micro_batch={self.micro_batch} does not divide the {self.rank_batch} rows of a "
+                f"rank (global_batch={self.global_batch} / nproc={self.nproc}); "
+                f"use one of {', '.join(map(str, fitting))}"
+            )
+        fault = self.fault
+        if fault is not None and fault.enabled:
+            if fault.rank >= self.nproc:
+                raise ValueError(
+                    f"fault.rank={fault.rank} does not exist: nproc={self.nproc} ranks count from 0"
+                )
+            if fault.step >= self.n_steps:
+                raise ValueError(
+                    f"fault.step={fault.step} never comes: the run has {self.n_steps} steps"
+                )
+        return self
+
+    @property
+    def rank_batch(self) -> int:
+        """Rows per step of one rank."""
+        return self.global_batch // self.nproc
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per optimiser step, over all ranks."""
+        return self.global_batch * self.seq_len
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil((self.tokens or 1) / self.tokens_per_step)
+
+
+class PretrainConfig(TrainingConfig):
+    """Pretraining from random weights on packed documents."""
+
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="demo"))
+    """Shape of the model."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Share of the tokens of each source, any positive scale; empty means by the number of tokens
+    that each source has."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.weights and not sum(self.weights.values()) > 0:
+            raise ValueError(f"weights={self.weights} are all zero; give one source more than 0")
+        return self
