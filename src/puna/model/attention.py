@@ -1,0 +1,212 @@
+"""Who sees whom: causal attention over whole rows, packed documents, and cached decoding.
+
+A *plan* is made once per forward and shared by all layers. All plans give the same numbers as
+softmax(q k^T / sqrt(D)) v under their mask; they differ in speed:
+
+- :class:`CausalPlan`: one fused call, ``is_causal``.
+- :class:`MaskPlan`: one fused call with a boolean mask; computes also what the mask hides.
+- :class:`PiecesPlan`: one call per document, long documents cut into blocks of queries that only
+  touch the keys before them. On a CPU the fused kernel skips nothing in short rows, so this is up
+  to twice as fast; on a GPU the many small calls would be slower.
+
+Shapes: B batch, T query tokens, S key tokens, N query heads, K key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+AttentionKind = Literal["auto", "causal", "mask", "pieces"]
+
+QUERY_BLOCK_TOKENS = 128
+_BLOCKED_FROM_TOKENS = 192  # below this one block is as fast
+_BLOCKED_BELOW_TOKENS = 1024  # from here on the kernel itself skips what causality hides
+_MIN_MEAN_DOCUMENT_TOKENS = 16  # shorter documents: the calls cost more than the hidden half
+
+
+class AttentionPlan(Protocol):
+    """Computes attention of one layer."""
+
+    def __call__(
+        self,
+        q_BTND: Float[Tensor, "batch tokens heads head_dim"],
+        k_BSKD: Float[Tensor, "batch keys kv_heads head_dim"],
+        v_BSKD: Float[Tensor, "batch keys kv_heads head_dim"],
+    ) -> Float[Tensor, "batch tokens heads head_dim"]:
+        """Return the weighted values of each query."""
+        ...
+
+
+@dataclass(frozen=True)
+class CausalPlan:
+    """Each token sees itself and the tokens before it in its row."""
+
+    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+        """Return the weighted values of each query (B, T, N, D)."""
+        return _attend(q_BTND, k_BSKD, v_BSKD, causal=True)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPlan:
+    """A token sees the keys that the mask marks.
+
+    Attributes:
+        mask: Boolean, broadcastable to (B, N, T, S); None: every key is visible.
+    """
+
+    mask: Bool[Tensor, "*shape"] | None
+
+    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+        """Return the weighted values of each query (B, T, N, D)."""
+        return _attend(q_BTND, k_BSKD, v_BSKD, mask=self.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class PiecesPlan:
+    """Causal attention inside consecutive pieces of tokens, each piece computed on its own.
+
+    Attributes:
+        lengths: Tokens of each piece, in order, over the rows laid end to end (their sum is B * T);
+            None: every row is one piece.
+        triangle: Boolean lower triangle, at least as large as the longest blocked piece.
+    """
+
+    lengths: tuple[int, ...] | None
+    triangle: Bool[Tensor, "size size"]
+
+    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+        """Return the weighted values of each query (B, T, N, D)."""
+        if self.lengths is None:
+            return _join(self._piece(q_BTND, k_BSKD, v_BSKD))
+        rows = [
+            x.flatten(0, 1).unsqueeze(0).split(self.lengths, 1) for x in (q_BTND, k_BSKD, v_BSKD)
+        ]
+        parts = [part for q, k, v in zip(*rows, strict=True) for part in self._piece(q, k, v)]
+        return _join(parts).view(q_BTND.shape)
+
+    def _piece(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        n_tokens = q.shape[1]
+        if not _is_blocked(n_tokens):
+            return [_attend(q, k, v, causal=True)]
+        parts = []
+        for start in range(0, n_tokens, QUERY_BLOCK_TOKENS):
+            stop = min(start + QUERY_BLOCK_TOKENS, n_tokens)
+            mask = self.triangle[start:stop, :stop]
+            parts.append(_attend(q[:, start:stop], k[:, :stop], v[:, :stop], mask=mask))
+        return parts
+
+
+def plan_attention(
+    n_tokens: int,
+    device: torch.device,
+    doc_ids_BT: Int[Tensor, "batch tokens"] | None = None,
+    kind: AttentionKind = "auto",
+) -> AttentionPlan:
+    """Make the plan of a forward without a KV cache.
+
+    Args:
+        n_tokens: Tokens per row, T.
+        device: Where the model runs.
+        doc_ids_BT: A document is a run of equal ids inside a row; tokens see only their own
+            document. None: a row is one document.
+        kind: ``auto`` picks by device and document lengths; the others force one plan (``causal``
+            only without documents).
+
+    Raises:
+        ValueError: ``causal`` with documents.
+    """
+    if doc_ids_BT is None:
+        pieces = kind == "pieces" or (
+            kind == "auto" and device.type == "cpu" and _is_blocked(n_tokens)
+        )
+        if pieces:
+            return PiecesPlan(None, _triangle(n_tokens, device))
+        return MaskPlan(_triangle(n_tokens, device)) if kind == "mask" else CausalPlan()
+    if kind == "causal":
+        raise ValueError("attention kind 'causal' cannot keep packed documents apart")
+    if kind == "pieces" or (kind == "auto" and device.type == "cpu"):
+        lengths = document_lengths(doc_ids_BT)
+        long_enough = doc_ids_BT.numel() >= _MIN_MEAN_DOCUMENT_TOKENS * len(lengths)
+        if kind == "pieces" or long_enough:
+            longest = max((n for n in lengths if _is_blocked(n)), default=1)
+            return PiecesPlan(lengths, _triangle(longest, device))
+    return MaskPlan(document_mask(doc_ids_BT))
+
+
+def document_lengths(doc_ids_BT: Int[Tensor, "batch tokens"]) -> tuple[int, ...]:
+    """Return the lengths of the runs of equal ids, rows laid end to end (a row ends a run)."""
+    starts_BT = _starts(doc_ids_BT)
+    bounds = [*torch.nonzero(starts_BT.flatten()).flatten().tolist(), doc_ids_BT.numel()]
+    return tuple(stop - start for start, stop in itertools.pairwise(bounds))
+
+
+def document_mask(doc_ids_BT: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch 1 tokens tokens"]:
+    """Return the block mask: key j is visible to query i when j <= i and both are in one run."""
+    runs_BT = _starts(doc_ids_BT).cumsum(-1)
+    same_BTT = runs_BT.unsqueeze(-1) == runs_BT.unsqueeze(-2)
+    return (same_BTT & _triangle(doc_ids_BT.shape[-1], doc_ids_BT.device)).unsqueeze(1)
+
+
+def plan_cached(
+    starts: list[int], n_tokens: int, n_keys: int, device: torch.device
+) -> AttentionPlan:
+    """Make the plan of a forward that continues the sequences of a KV cache.
+
+    Key slot j of a row holds the token at position j.
+
+    Args:
+        starts: Position of the first new token of each row.
+        n_tokens: New tokens per row, T.
+        n_keys: Key slots that the layers will pass, S.
+        device: Where the model runs.
+    """
+    start = starts[0]
+    if all(other == start for other in starts):
+        if start == 0:
+            return plan_attention(n_tokens, device)
+        if n_tokens == 1:
+            return MaskPlan(None)
+        slots_S = torch.arange(n_keys, device=device)
+        return MaskPlan(slots_S <= torch.arange(start, start + n_tokens, device=device)[:, None])
+    positions_BT = torch.tensor(starts)[:, None] + torch.arange(n_tokens)
+    mask_BTS = torch.arange(n_keys) <= positions_BT.unsqueeze(-1)
+    return MaskPlan(mask_BTS.unsqueeze(1).to(device))
+
+
+def _attend(
+    q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    out_BNTD = F.scaled_dot_product_attention(
+        q_BTND.transpose(1, 2),
+        k_BSKD.transpose(1, 2),
+        v_BSKD.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal,
+        enable_gqa=q_BTND.shape[2] != k_BSKD.shape[2],
+    )
+    return out_BNTD.transpose(1, 2)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _is_blocked(n_tokens: int) -> bool:
+    return _BLOCKED_FROM_TOKENS <= n_tokens < _BLOCKED_BELOW_TOKENS
+
+
+def _triangle(size: int, device: torch.device) -> Tensor:
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril_()
+
+
+def _starts(doc_ids_BT: Tensor) -> Tensor:
+    starts_BT = torch.ones_like(doc_ids_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = doc_ids_BT[:, 1:] != doc_ids_BT[:, :-1]
+    return starts_BT
