@@ -1,4 +1,4 @@
-"""Windows of long documents: every token is scored exactly once, with at least the stated context."""
+"""Windows of long documents: every token is scored exactly once, with the stated context."""
 
 from __future__ import annotations
 
