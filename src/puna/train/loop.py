@@ -1,0 +1,204 @@
+"""The training loop, from top to bottom.
+
+Nothing here depends on which attempt it is or on how many ranks there are: the batch, the learning
+rate and the random numbers of a step are functions of the step alone, and the rest of the state
+(weights, optimiser) is in the checkpoint. So a run that was killed ends like one that was not.
+
+Shapes: B rows of this rank, T tokens per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from puna.core.errors import PunaError
+from puna.core.ledger import Ledger
+from puna.model.accounting import account
+from puna.model.formats.hf import iter_hf_tensors
+from puna.model.llama import Llama
+from puna.resilience.faults import FaultInjector, PlannedFault
+from puna.resilience.heartbeat import HeartbeatWriter
+from puna.train.checkpoint.store import CheckpointStore
+from puna.train.export import export_model
+from puna.train.loss import NO_LABEL, cross_entropy_sum
+from puna.train.metrics import StepMeter, peak_flops
+from puna.train.optim import make_optimizer, set_lr, state_tensors
+from puna.train.parallel.fsdp import build_sharded, fill, random_weights, set_gradient_sync
+from puna.train.parallel.world import World
+from puna.train.precision import Precision, decide_precision
+from puna.train.schedule import lr_factor
+from puna.train.spec import CHECKPOINTS_DIR, JobSpec
+
+
+def train(
+    spec: JobSpec, attempt: int, world: World, heart: HeartbeatWriter, events: Ledger
+) -> None:
+    """Train from the newest checkpoint (or from the start) to the end, and write the model.
+
+    Args:
+        spec: The job.
+        attempt: Number of this attempt, from 0.
+        world: The ranks.
+        heart: Heartbeat of this rank.
+        events: Ledger, bound to the job.
+
+    Raises:
+        PunaError: The loss is no number any more, a checkpoint cannot be saved, or the data or the
+            weights to start from are bad.
+    """
+    cfg = spec.training
+    source = spec.source.open()
+    if source.n_rows != cfg.global_batch:
+        raise ValueError(f"the source has {source.n_rows} rows, not {cfg.global_batch}")
+    model = build_sharded(spec.model, world)
+    optimizer = make_optimizer(cfg.optim, model)
+    tensors = state_tensors(model, optimizer)
+
+    store = CheckpointStore(
+        spec.out / CHECKPOINTS_DIR, world, identity=spec.identity(), keep=cfg.checkpoint.keep,
+        must_save=cfg.checkpoint.on_failure == "stop", events=events,
+    )  # fmt: skip
+    restored = store.restore(tensors)
+    if restored is None:
+        if spec.weights is None:
+            fill(model, random_weights(spec.model, cfg.seed))
+        else:
+            fill(model, iter_hf_tensors(spec.weights, spec.model))
+        for value in (v for state in optimizer.state.values() for v in state.values()):
+            value.zero_()
+    first_step = restored.step if restored else 0
+    precision = decide_precision(cfg.precision, world.device, restored.dtype if restored else None)
+
+    meter = StepMeter(
+        events, world, attempt=attempt, log_every=cfg.log_every,
+        tokens_per_step=cfg.tokens_per_step,
+        flops_per_token=account(spec.model).flops_per_token(cfg.seq_len),
+        peak_flops=peak_flops(spec.state_dir, world, precision.dtype),
+    )  # fmt: skip
+    _tell_start(spec, attempt, world, precision, meter, events)
+    if world.rank == 0 and (restored or attempt > 0):
+        events.emit("train.restore", attempt=attempt, step=first_step, whole=restored is not None)
+    fault = cfg.fault
+    planned = PlannedFault(fault.rank, fault.step, fault.what) if fault and fault.enabled else None
+    injector = FaultInjector(planned, world.rank, spec.job, events)
+
+    for step in range(first_step, cfg.n_steps):
+        heart.beat("step", step)
+        meter.begin()
+        torch.manual_seed(_mix_seed(cfg.seed, step, world.rank))
+        lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
+        batch = _to_device(source.batch(step, world.rank, world.size), world)
+        loss = _forward_backward(model, batch, cfg.micro_batch or cfg.rank_batch, precision, world)
+        injector.at(step)
+        grad_norm = _clip(model, cfg.clip_norm)
+        _check_finite(step, loss, grad_norm, lr)
+        set_lr(optimizer, lr)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        meter.end(step, loss=loss, lr=lr, grad_norm=grad_norm)
+        if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == cfg.n_steps:
+            meter.flush()
+            heart.beat("save", step + 1)
+            store.save(
+                step + 1, tensors, dtype=precision.name, attempt=attempt,
+                final=step + 1 == cfg.n_steps,
+            )  # fmt: skip
+    heart.beat("save", cfg.n_steps)
+    export_model(spec, model, world)
+    heart.beat("done", cfg.n_steps)
+
+
+@dataclass(frozen=True)
+class _TensorBatch:
+    tokens_BT: Tensor
+    labels_BT: Tensor
+    doc_ids_BT: Tensor
+    positions_BT: Tensor
+
+    def split(self, n_rows: int) -> Iterator[_TensorBatch]:
+        """Cut into micro-batches of ``n_rows`` rows."""
+        parts = (self.tokens_BT, self.labels_BT, self.doc_ids_BT, self.positions_BT)
+        for pieces in zip(*(part.split(n_rows) for part in parts), strict=True):
+            yield _TensorBatch(*pieces)
+
+
+def _to_device(batch: object, world: World) -> _TensorBatch:
+    names = ("tokens_BT", "labels_BT", "doc_ids_BT", "positions_BT")
+    return _TensorBatch(
+        *(torch.from_numpy(getattr(batch, name)).to(world.device) for name in names)
+    )
+
+
+def _forward_backward(
+    model: Llama, batch: _TensorBatch, micro_batch: int, precision: Precision, world: World
+) -> float:
+    """Leave the gradient of the mean loss per labelled token in ``.grad``; return that loss.
+
+    The mean is over the *global* batch, known before the first forward pass, so that it does not
+    matter how rows and ranks divide the labels.
+    """
+    (n_labelled,) = world.sum([float((batch.labels_BT != NO_LABEL).sum())])
+    if n_labelled == 0:
+        raise PunaError("a batch has no labelled token", "look at how the labels are made")
+    parts = list(batch.split(micro_batch))
+    total = torch.zeros((), device=world.device)
+    for index, part in enumerate(parts):
+        set_gradient_sync(model, index == len(parts) - 1)
+        with precision.context(world.device):
+            hidden_BTD = model.hidden(part.tokens_BT, part.positions_BT, part.doc_ids_BT)
+        loss = cross_entropy_sum(
+            hidden_BTD, model.output_weight, part.labels_BT, dtype=precision.dtype
+        )
+        loss = loss / n_labelled
+        loss.backward()
+        total += loss.detach()
+    return world.sum([total.item()])[0]
+
+
+def _clip(model: Llama, max_norm: float) -> float:
+    """Scale the gradient down to ``max_norm`` (0: leave it); return its norm before."""
+    grads = [param.grad for param in model.parameters() if param.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm.item()
+
+
+def _check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise PunaError(
+            f"step {step}: the loss is {loss} and the gradient's norm {grad_norm} (lr {lr:.3g})",
+            "lower optim.lr, lengthen schedule.warmup or lower clip_norm; the checkpoints before "
+            "this step are good",
+        )
+
+
+def _mix_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's random numbers: no generator state has to be saved."""
+    return ((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63
+
+
+def _tell_start(
+    spec: JobSpec,
+    attempt: int,
+    world: World,
+    precision: Precision,
+    meter: StepMeter,
+    events: Ledger,
+) -> None:
+    if world.rank == 0:
+        events.emit(
+            "train.start", attempt=attempt, n_params=account(spec.model).n_params,
+            world=world.size, n_threads=world.n_threads, device=str(world.device),
+            dtype=precision.name, dtype_reason=precision.reason, steps=spec.training.n_steps,
+            tokens_per_step=meter.tokens_per_step, flops_per_token=meter.flops_per_token,
+            peak_flops_measured=meter.peak_flops,
+        )  # fmt: skip

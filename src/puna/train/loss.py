@@ -1,0 +1,100 @@
+"""Cross entropy by chunks of tokens, so that the logits of a whole batch never exist at once.
+
+With a vocabulary of 128,256 the logits of 4 x 2048 tokens are 4.2 GB in fp32; a chunk is 64 MB.
+The forward pass computes a chunk's logits, its loss and, right away, both gradients; the backward
+pass only scales them.
+
+Shapes: B rows, T tokens per row, N tokens with a label, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+NO_LABEL = -100
+_CHUNK_ELEMENTS = 1 << 24  # logits per chunk: 64 MB in fp32
+
+
+def cross_entropy_sum(
+    hidden_BTD: Float[Tensor, "B T D"],
+    weight_VD: Float[Tensor, "V D"],
+    labels_BT: Int64[Tensor, "B T"],
+    *,
+    dtype: torch.dtype = torch.float32,
+    chunk_tokens: int | None = None,
+) -> Float[Tensor, ""]:
+    """Return the summed cross entropy of the labelled tokens, in nats.
+
+    It is a sum and not a mean: the caller divides by the number of labelled tokens of the *global*
+    batch, so that neither the split into micro-batches nor the number of ranks changes the result.
+
+    Args:
+        hidden_BTD: Final hidden states, normed.
+        weight_VD: Output head.
+        labels_BT: Next token of each position; -100 has no loss (and costs no logits).
+        dtype: Dtype of the matrix products; the softmax is always fp32.
+        chunk_tokens: Tokens per chunk; by the size of the vocabulary when None.
+    """
+    hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT.flatten()
+    kept = (labels_N != NO_LABEL).nonzero().squeeze(1)
+    if len(kept) < len(labels_N):
+        hidden_ND, labels_N = hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
+    chunk = chunk_tokens or max(128, _CHUNK_ELEMENTS // weight_VD.shape[0])
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        loss: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, dtype, chunk)  # type: ignore[assignment]
+    return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        dtype: torch.dtype,
+        chunk: int,
+    ) -> Tensor:
+        needs_grad = any(ctx.needs_input_grad)
+        head_VD = weight_VD.to(dtype)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_grad else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
+        for start in range(0, len(labels_N), chunk):
+            part = slice(start, start + chunk)
+            hidden_nD, labels_n1 = hidden_ND[part].to(dtype), labels_N[part].unsqueeze(1)
+            logits_nV = (hidden_nD @ head_VD.T).float()
+            target_n1 = logits_nV.gather(1, labels_n1)
+            top_n1 = logits_nV.amax(1, keepdim=True)
+            exp_nV = logits_nV.sub_(top_n1).exp_()
+            sum_n1 = exp_nV.sum(1, keepdim=True)
+            loss += (sum_n1.log() + top_n1 - target_n1).sum()
+            if grad_hidden_ND is None or grad_weight_VD is None:
+                continue
+            grad_nV = exp_nV.div_(sum_n1)  # softmax minus one-hot is the gradient of the logits
+            grad_nV.scatter_add_(1, labels_n1, torch.full_like(target_n1, -1.0))
+            grad_nV = grad_nV.to(dtype)
+            grad_hidden_ND[part] = grad_nV @ head_VD
+            if dtype == torch.float32:
+                grad_weight_VD.addmm_(grad_nV.T, hidden_nD)
+            else:
+                grad_weight_VD += grad_nV.T @ hidden_nD
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None, None]:
+        (scale,) = grads
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        return (
+            grad_hidden_ND * scale,
+            (grad_weight_VD * scale).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )

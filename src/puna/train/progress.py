@@ -1,0 +1,78 @@
+"""The progress of a training, read from the ledger: it goes on over restarts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from puna.core.ledger import Ledger
+from puna.core.progress import Bar, progress
+from puna.core.units import format_rate
+from puna.resilience.history import read_history
+from puna.train.spec import JobSpec
+
+
+class TrainProgress:
+    """A progress bar over the tokens of a job, with loss and speed.
+
+    Args:
+        name: Shown at the start of the line.
+        spec: The job.
+        events: Its ledger.
+    """
+
+    def __init__(self, name: str, spec: JobSpec, events: Ledger) -> None:
+        self._job, self._path = spec.job, events.path
+        self._tokens_per_step = spec.training.tokens_per_step
+        self._steps_done = read_history(events.path, spec.job).steps_done
+        self._offset = events.path.stat().st_size if events.path and events.path.exists() else 0
+        self._manager: AbstractContextManager[Bar] = progress(
+            name,
+            total=spec.training.n_steps * self._tokens_per_step,
+            unit="tokens",
+            initial=self._steps_done * self._tokens_per_step,
+        )
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> TrainProgress:
+        self._bar = self._manager.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.__exit__(kind, error, trace)
+
+    def update(self) -> None:
+        """Read what the ledger has got since the last call."""
+        for event in self._new_events():
+            if event.get("kind") != "train.step" or event.get("job") != self._job:
+                continue
+            n_new = event["step"] + 1 - self._steps_done
+            if n_new > 0 and self._bar is not None:
+                self._steps_done += n_new
+                note = (
+                    f"loss {event['loss']:.3f}, {format_rate(event['tokens_per_s'], 'tok')}, "
+                    f"MFU {event['mfu']:.0%}"
+                )
+                self._bar.advance(n_new * self._tokens_per_step, note)
+
+    def _new_events(self) -> Iterator[dict[str, Any]]:
+        if self._path is None or not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # still being written; read again from here
+                self._offset += len(line)
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue  # torn by a process that died while writing

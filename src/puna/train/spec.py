@@ -1,0 +1,138 @@
+"""What a worker process is told: one ``job.json``; imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.core.config import identity
+from puna.core.fsio import hash_json, write_json
+from puna.model.config import LlamaConfig
+from puna.train.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from puna.tokens.loader import BatchSource
+
+STATE_DIR = "state"
+"""Folder, inside the output, of what only the running job needs; removed at its end."""
+CHECKPOINTS_DIR = "checkpoints"
+MODEL_DIR = "model"
+JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where the batches come from: a factory and its arguments.
+
+    The trainer calls it by name, so that it needs no import of the layer that wrote it.
+
+    Attributes:
+        factory: ``module:callable`` that returns a :class:`puna.tokens.loader.BatchSource`.
+        kwargs: JSON values.
+    """
+
+    factory: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> BatchSource:
+        """Import the factory and call it."""
+        module, _, name = self.factory.partition(":")
+        return getattr(importlib.import_module(module), name)(**self.kwargs)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A training job.
+
+    Attributes:
+        job: Id, on every event of the job.
+        out: Folder for state, checkpoints and the final model.
+        ledger: The run's ledger; None for a run that keeps none.
+        common: Fields of every event (``stage``).
+        source: Batches.
+        model: Shape of the model.
+        weights: HF folder to start from; None for random weights from the seed.
+        special_ids: ``bos_id``, ``eos_ids`` and ``pad_id`` for the final model's configuration.
+        training: Everything else.
+    """
+
+    job: str
+    out: Path
+    ledger: Path | None
+    common: dict[str, Any]
+    source: SourceSpec
+    model: LlamaConfig
+    weights: Path | None
+    special_ids: dict[str, Any]
+    training: TrainingConfig
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder of what only the running job needs."""
+        return self.out / STATE_DIR
+
+    def attempt_dir(self, attempt: int) -> Path:
+        """Folder of an attempt's heartbeats and log."""
+        return self.state_dir / f"attempt-{attempt}"
+
+    def identity(self) -> str:
+        """Digest of all that decides the numbers, except the number of ranks.
+
+        A checkpoint carries it; another job does not continue from it.
+        """
+        training = identity(self.training)
+        del training["nproc"]
+        training["steps"] = self.training.n_steps
+        return hash_json(
+            {
+                "training": training,
+                "model": self.model.model_dump(mode="json"),
+                "factory": self.source.factory,
+                "starts_from_weights": self.weights is not None,
+            }
+        )
+
+    def write(self) -> Path:
+        """Write ``job.json`` and return its path."""
+        path = self.state_dir / JOB_FILE
+        write_json(
+            path,
+            {
+                "job": self.job,
+                "out": str(self.out),
+                "ledger": str(self.ledger) if self.ledger else None,
+                "common": self.common,
+                "source": asdict(self.source),
+                "model": self.model.model_dump(mode="json"),
+                "weights": str(self.weights) if self.weights else None,
+                "special_ids": self.special_ids,
+                "training": self.training.model_dump(mode="json"),
+            },
+        )
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> JobSpec:
+        """Read ``job.json``."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            job=values["job"],
+            out=Path(values["out"]),
+            ledger=Path(values["ledger"]) if values["ledger"] else None,
+            common=values["common"],
+            source=SourceSpec(**values["source"]),
+            model=LlamaConfig.model_validate(values["model"]),
+            weights=Path(values["weights"]) if values["weights"] else None,
+            special_ids=values["special_ids"],
+            training=TrainingConfig.model_validate(values["training"]),
+        )
+
+
+def plain_training(config: TrainingConfig) -> TrainingConfig:
+    """Reduce a subclass (pretraining, fine-tuning) to the fields that every training has."""
+    return TrainingConfig.model_validate(
+        {name: getattr(config, name) for name in TrainingConfig.model_fields}
+    )

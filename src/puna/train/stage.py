@@ -1,0 +1,205 @@
+"""Stage ``train.pretrain``, and :func:`train_job`, which every kind of training goes through.
+
+Imports no torch: the work is done by the processes that it starts and watches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from puna.core.errors import PunaError
+from puna.core.fsio import remove_tree, write_json
+from puna.core.ledger import Ledger, read_events
+from puna.core.stage import Artifacts, Metrics, stage
+from puna.model.accounting import account
+from puna.model.config import LlamaConfig
+from puna.resilience.goodput import job_goodput
+from puna.resilience.history import read_history
+from puna.resilience.supervisor import RestartPolicy, supervise
+from puna.train.config import PretrainConfig, TrainingConfig
+from puna.train.launch import TrainJob
+from puna.train.progress import TrainProgress
+from puna.train.spec import JOB_FILE, MODEL_DIR, STATE_DIR, JobSpec, SourceSpec, plain_training
+
+LOADER_FILE = "loader.json"
+"""How the batches are made, for `puna lineage`: factory and arguments, steps, sequence length."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+PACKED_LOADER = "puna.tokens.loader:PackedLoader"
+
+
+@stage(
+    "train.pretrain",
+    needs={"tokens": "tokens.encode", "tokenizer": "tokens.train"},
+    resumable=True,
+)
+def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
+    """Train a Llama from random weights on the packed token shards."""
+    tokens, tokenizer = inputs["tokens"], inputs["tokenizer"]
+    index = json.loads(tokens.file("index.json").read_text(encoding="utf-8"))
+    model = cfg.model.resolve(index["vocab_size"])
+    source = SourceSpec(
+        PACKED_LOADER,
+        {
+            "folder": str(tokens.path.resolve()),
+            "split": "train",
+            "weights": dict(cfg.weights) or None,
+            "seq_len": cfg.seq_len,
+            "global_batch": cfg.global_batch,
+            "seed": cfg.seed,
+        },
+    )
+    return train_job(
+        cfg, model, source, out, events, tokenizer=tokenizer.path, name="train.pretrain"
+    )
+
+
+def train_job(
+    cfg: TrainingConfig,
+    model: LlamaConfig,
+    source: SourceSpec,
+    out: Path,
+    events: Ledger,
+    *,
+    tokenizer: Path | None = None,
+    weights: Path | None = None,
+    name: str = "train",
+) -> Metrics:
+    """Train to the end, through every fault; called again after a kill it continues.
+
+    Leaves in ``out``: ``model/`` (Hugging Face folder, fp32, with the tokenizer), ``checkpoints/``
+    and ``loader.json``.
+
+    Args:
+        cfg: How to train.
+        model: Shape of the model.
+        source: Where the batches come from; opened by every rank, and once here to find bad input
+            before any process is started.
+        out: Folder; may hold what a killed call left.
+        events: Ledger; the workers' events carry its ``stage``, too.
+        tokenizer: Folder with the tokenizer's files, copied beside the weights; None for none.
+        weights: Hugging Face folder to start from; None for random weights from the seed.
+        name: Shown with the progress.
+
+    Returns:
+        Metrics: ``seconds, steps, tokens, tokens_per_s, final_loss, n_params, mfu, dtype,
+        goodput`` (see :meth:`puna.resilience.goodput.Goodput.to_json`) and more.
+
+    Raises:
+        PunaError: Bad input, a full disk, or a failure that a restart does not cure.
+    """
+    start_s = time.monotonic()
+    _check(cfg, model, source)
+    job = _job_id(out)
+    bound = events.bind(job=job)
+    history = read_history(events.path, job)
+    first = bound.emit("job.start", resumed=history.next_attempt > 0, steps=cfg.n_steps)
+    spec = JobSpec(
+        job=job,
+        out=out.resolve(),
+        ledger=Path(os.path.abspath(events.path)) if events.path else None,
+        common={"stage": first["stage"]} if "stage" in first else {},
+        source=source,
+        model=model,
+        weights=weights.resolve() if weights else None,
+        special_ids=_special_ids(tokenizer) if tokenizer else {},
+        training=plain_training(cfg),
+    )
+    write_json(
+        out / LOADER_FILE,
+        {
+            "factory": source.factory,
+            "kwargs": source.kwargs,
+            "steps": cfg.n_steps,
+            "seq_len": cfg.seq_len,
+            "global_batch": cfg.global_batch,
+        },
+    )
+    policy = RestartPolicy(
+        max_restarts=cfg.restart.max_restarts,
+        hang_timeout_s=cfg.restart.hang_timeout_s,
+        start_timeout_s=cfg.restart.start_timeout_s,
+    )
+    with TrainProgress(name, spec, bound) as shown:
+        supervise(TrainJob(spec), bound, policy, history=history, on_tick=shown.update)
+    if tokenizer is not None:
+        for file in TOKENIZER_FILES:
+            if (tokenizer / file).exists():
+                shutil.copyfile(tokenizer / file, out / MODEL_DIR / file)
+    bound.emit("job.done")
+    metrics = _metrics(cfg, model, spec, events, time.monotonic() - start_s)
+    remove_tree(out / STATE_DIR)
+    return metrics
+
+
+def _check(cfg: TrainingConfig, model: LlamaConfig, source: SourceSpec) -> None:
+    """Find bad input before any process is started."""
+    if cfg.seq_len > model.max_seq_len:
+        raise PunaError(
+            f"seq_len = {cfg.seq_len} is longer than the model's max_seq_len = {model.max_seq_len}",
+            "lower seq_len, or raise max_seq_len in the model's section",
+        )
+    opened = source.open()
+    if opened.n_rows != cfg.global_batch:
+        raise ValueError(f"the source has {opened.n_rows} rows, not {cfg.global_batch}")
+    opened.batch(0, 0, cfg.nproc)
+
+
+def _job_id(out: Path) -> str:
+    """A killed call's job keeps its id, by which the ledger knows its past."""
+    known = out / STATE_DIR / JOB_FILE
+    if known.exists():
+        return JobSpec.read(known).job
+    known.parent.mkdir(parents=True, exist_ok=True)
+    return uuid.uuid4().hex[:12]
+
+
+def _special_ids(folder: Path) -> dict[str, Any]:
+    from puna.tokens.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    return {
+        "bos_id": tokenizer.bos_id,
+        "eos_ids": sorted(tokenizer.stop_ids),
+        "pad_id": tokenizer.pad_id,
+    }
+
+
+def _metrics(
+    cfg: TrainingConfig, model: LlamaConfig, spec: JobSpec, events: Ledger, seconds: float
+) -> Metrics:
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "steps": cfg.n_steps,
+        "tokens": cfg.n_steps * cfg.tokens_per_step,
+        "n_params": account(model).n_params,
+        "world": cfg.nproc,
+    }
+    if events.path is None:
+        return found
+    own = [event for event in read_events(events.path) if event.get("job") == spec.job]
+    steps = {event["step"]: event for event in own if event["kind"] == "train.step"}
+    starts = [event for event in own if event["kind"] == "train.start"]
+    if steps:
+        last, spent_s = steps[max(steps)], sum(e["step_s"] * e["n_steps"] for e in steps.values())
+        n_tokens = sum(event["tokens"] for event in steps.values())
+        found |= {
+            "first_loss": steps[min(steps)]["loss"],
+            "final_loss": last["loss"],
+            "tokens_per_s": n_tokens / spent_s,
+        }
+    if starts:
+        start = starts[-1]
+        keys = ("dtype", "dtype_reason", "device", "n_threads", "flops_per_token",
+                "peak_flops_measured")  # fmt: skip
+        found |= {key: start[key] for key in keys}
+        if steps:
+            per_s = found["tokens_per_s"] * start["flops_per_token"]
+            found["mfu"] = per_s / start["peak_flops_measured"]
+    found["goodput"] = job_goodput(own, spec.job).to_json()
+    return found

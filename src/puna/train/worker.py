@@ -1,0 +1,79 @@
+"""One rank of a training: ``python -m puna.train.worker JOB_JSON ATTEMPT``, alone or by torchrun.
+
+Exit codes: 0 done; 2 a user error (message in the failure note); 3 another rank went away; 1 else.
+torch is imported only after the process has tied its life to its parent's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+from puna.core.errors import USER_ERROR_EXIT_CODE, PunaError, explain_environment_error
+from puna.core.ledger import Ledger
+from puna.core.pool import die_with_parent
+from puna.resilience.heartbeat import HeartbeatWriter
+from puna.train.spec import JobSpec
+
+PARENT_ENV = "PUNA_PARENT_PID"
+"""Process id that a worker must not outlive; the agent sets its own for its workers."""
+LOST_PEER_EXIT_CODE = 3
+
+
+def main(argv: list[str]) -> int:
+    """Run one rank; return the exit code."""
+    if PARENT_ENV in os.environ:
+        die_with_parent(int(os.environ[PARENT_ENV]))
+    spec, attempt = JobSpec.read(Path(argv[0])), int(argv[1])
+    rank = int(os.environ.get("RANK", "0"))
+    folder = spec.attempt_dir(attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    heart = HeartbeatWriter(folder, rank)
+    heart.beat("start", 0)
+    events = Ledger(spec.ledger, job=spec.job, **spec.common)
+    try:
+        _run(spec, attempt, heart, events)
+    except BaseException as error:  # noqa: BLE001 (written down for the supervisor, whatever it is)
+        return _report(error, heart, spec.out)
+    return 0
+
+
+def _run(spec: JobSpec, attempt: int, heart: HeartbeatWriter, events: Ledger) -> None:
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    # Notes of libraries to their developers; a person who trains can do nothing about them.
+    warnings.filterwarnings("ignore", module=r"torch\.")
+    from puna.train.loop import train
+    from puna.train.parallel.world import join_world, leave_world
+
+    restart = spec.training.restart
+    world = join_world(
+        spec.training.device, attempt, 2 * max(restart.hang_timeout_s, restart.start_timeout_s)
+    )
+    train(spec, attempt, world, heart, events)
+    leave_world()
+
+
+def _report(error: BaseException, heart: HeartbeatWriter, out: Path) -> int:
+    """Write the failure note for the supervisor and the traceback into the log."""
+    from puna.train.parallel.world import is_lost_peer
+
+    shown = explain_environment_error(error, out) or error
+    lost_peer = is_lost_peer(error)
+    details = "".join(traceback.format_exception(error))
+    heart.fail(shown, details, lost_peer=lost_peer)
+    print(details, file=sys.stderr, flush=True)  # noqa: T201 (the attempt's log file)
+    if isinstance(shown, PunaError):
+        return USER_ERROR_EXIT_CODE
+    return LOST_PEER_EXIT_CODE if lost_peer else 1
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after an error the destructor of a broken process group may wait for its peers.
+    os._exit(code)
