@@ -1,0 +1,1 @@
+"""Checkpoint formats: Hugging Face folders (config.json and safetensors)."""
