@@ -79,7 +79,7 @@ def _exact(weights: Mapping[str, float]) -> dict[str, Fraction]:
         return exact
     # largest remainder; a positive weight keeps at least one row per period
     units = {source: max(1, int(part * MAX_DENOMINATOR)) for source, part in exact.items()}
-    by_rest = sorted(exact, key=lambda source: (units[source] - exact[source] * MAX_DENOMINATOR))
+    by_rest = sorted(exact, key=lambda source: units[source] - exact[source] * MAX_DENOMINATOR)
     spare = MAX_DENOMINATOR - sum(units.values())
     for source in by_rest[: max(spare, 0)]:
         units[source] += 1

@@ -1,4 +1,4 @@
-"""Packing one source: its documents, shuffled anew in each epoch, laid end to end and cut into rows.
+"""Packing one source: its documents, shuffled in each epoch, laid end to end and cut into rows.
 
 The source is an endless stream of tokens: all documents in the order of epoch 0, then all in the
 order of epoch 1, and so on. Row m holds the tokens [m*T, (m+1)*T) of that stream, so any row is
