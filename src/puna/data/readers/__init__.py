@@ -1,0 +1,1 @@
+"""Readers: files of every supported format, whole or damaged, as raw records."""

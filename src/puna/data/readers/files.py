@@ -1,0 +1,97 @@
+"""Reading one file of any supported format: from its bytes to raw records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, Literal, get_args
+
+from puna.data.readers.compression import decompressed, read_all
+from puna.data.readers.jsonl import Fields, read_jsonl
+from puna.data.readers.records import (
+    DEFAULT_MAX_RECORD_BYTES,
+    BadRecord,
+    RawRecord,
+    UnusableError,
+)
+
+Format = Literal["jsonl", "parquet", "warc", "text", "markdown", "rst", "html", "roff", "python"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+_WHOLE_FILES = {
+    "text": "text/plain",
+    "markdown": "text/markdown",
+    "rst": "text/x-rst",
+    "html": "text/html",
+    "roff": "text/troff",
+    "python": "text/x-python",
+}
+_BY_SUFFIX = {
+    "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet", "pq": "parquet", "warc": "warc",
+    "txt": "text", "text": "text", "md": "markdown", "markdown": "markdown", "rst": "rst",
+    "html": "html", "htm": "html", "xhtml": "html", "man": "roff", "py": "python",
+}  # fmt: skip
+_COMPRESSED = re.compile(r"\.(gz|zst|zstd)$", re.IGNORECASE)
+_MAN_SECTION = re.compile(r"[1-9][a-z]{0,4}")
+
+
+def format_of(path: str) -> str | None:
+    """Tell the format from a path, compression suffixes left aside; None when unknown.
+
+    ``.1`` to ``.9`` are manual pages only in a folder ``man*``; elsewhere it may be a version.
+    """
+    name = _COMPRESSED.sub("", path.rpartition("/")[2])
+    suffix = name.rpartition(".")[2].lower() if "." in name else ""
+    if suffix in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
+    in_manual = path.rpartition("/")[0].rpartition("/")[2].startswith("man")
+    return "roff" if in_manual and _MAN_SECTION.fullmatch(suffix) else None
+
+
+def media_type_of(format: str) -> str:
+    """Return the media type of a whole-file format."""
+    return _WHOLE_FILES[format]
+
+
+def read_file(
+    file: BinaryIO,
+    path: str,
+    format: str,
+    *,
+    fields: Fields | None = None,
+    media_type: str = "text/plain",
+    encoding: str | None = None,
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
+) -> Iterator[RawRecord | BadRecord]:
+    """Read the records of an open file.
+
+    Args:
+        file: Open binary file, seekable for Parquet; gzip and Zstandard are undone.
+        path: Path of the file inside its source.
+        format: One of :data:`FORMATS`.
+        fields: Fields of JSONL and Parquet records.
+        media_type: Media type of the texts in JSONL and Parquet.
+        encoding: Declared character encoding.
+        max_record_bytes: Larger records are set aside.
+    """
+    limit = max_record_bytes
+    if format == "jsonl":
+        yield from read_jsonl(
+            decompressed(file), path, fields or Fields(), media_type,
+            encoding=encoding or "utf-8", max_record_bytes=limit,
+        )  # fmt: skip
+    elif format == "parquet":
+        from puna.data.readers.parquet import read_parquet
+
+        yield from read_parquet(file, path, fields or Fields(), media_type)
+    elif format == "warc":
+        from puna.data.readers.warc import read_warc
+
+        yield from read_warc(decompressed(file), path, max_record_bytes=limit)
+    else:
+        try:
+            data = read_all(file, limit)
+        except UnusableError as error:
+            yield BadRecord(path, error.reason, error.error, file.tell())
+            return
+        yield RawRecord(path, _WHOLE_FILES[format], data, len(data), encoding=encoding)

@@ -1,0 +1,185 @@
+"""Source ``files``: a user's corpus, by paths, patterns and URLs, in any supported format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from puna.core.config import Execution
+from puna.core.errors import PunaError
+from puna.data.readers.files import Format, format_of, read_file
+from puna.data.readers.jsonl import Fields
+from puna.data.readers.records import BadRecord, RawRecord
+from puna.data.sources.base import SourceConfig, WorkItem, register_source
+from puna.data.sources.open_files import opened, unreadable
+from puna.data.sources.select import compile_pattern, fixed_prefix, has_pattern
+from puna.data.sources.walk import logical, walk_files
+
+MediaType = Literal[
+    "text/plain", "text/markdown", "text/x-rst", "text/html", "text/troff", "text/x-python"
+]
+_STAMP_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated")
+
+
+class FilesConfig(SourceConfig):
+    """Files of a corpus: JSON Lines, Parquet, WARC, text, Markdown, rst, HTML, man pages, code.
+
+    Gzip and Zstandard are undone.
+    """
+
+    kind: Literal["files"] = "files"
+    """Kind of source."""
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, folders (with all below them), patterns (`data/**/*.jsonl.gz`) or URLs of an object
+    store (`s3://bucket/data/*.parquet`). Each must match something."""
+    root: Execution[str | None] = None
+    """Folder or URL that the paths are relative to; document ids depend on the path below it.
+    Without it, they depend on the path below the folder before the first `*`."""
+    format: Format | None = None
+    """Format of all files; by default the file name tells."""
+    encoding: str | None = None
+    """Character encoding of all files; by default UTF-8, or found out for whole-file formats."""
+    text_field: str = "text"
+    """Field (JSON Lines) or column (Parquet) that holds the text."""
+    id_field: str | None = None
+    """Field or column that identifies a record; by default file and line or row."""
+    metadata_fields: tuple[str, ...] = ()
+    """Fields or columns to keep as metadata; `["*"]` keeps all others."""
+    media_type: MediaType = "text/plain"
+    """What the texts inside JSON Lines and Parquet are: `text/html` has them extracted."""
+    storage_options: Execution[dict[str, Any]] = Field(default_factory=dict)
+    """Options for the object store (fsspec), such as `anon` or `endpoint_url`. They are recorded
+    with the run: secrets belong into the environment or the store's own configuration."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                is_ascii_based = "\n".encode(value) == b"\n" and b"\n".decode(value) == "\n"
+            except LookupError as error:
+                raise ValueError(f"unknown encoding {value!r}") from error
+            if not is_ascii_based:
+                raise ValueError(f"{value!r} is not based on ASCII; convert the files to UTF-8")
+        return value
+
+
+class Files:
+    """Lists and reads the files of a corpus."""
+
+    def __init__(self, config: FilesConfig) -> None:
+        self._config = config
+        self._fields = Fields(config.text_field, config.id_field, config.metadata_fields)
+
+    def list_items(self) -> Iterable[WorkItem]:
+        """List the files that the paths name.
+
+        Raises:
+            PunaError: A path or pattern matches nothing, or a folder may not be read.
+        """
+        found: dict[str, WorkItem] = {}
+        for path in self._config.paths:
+            items = list(self._list(path))
+            if not items:
+                raise PunaError(
+                    f"source {self._config.name!r}: {path!r} matches no file",
+                    "check `paths` (and `root`); relative paths start at the working directory",
+                )
+            for item in items:
+                twin = found.setdefault(item.location, item)
+                if twin.path != item.path:
+                    raise PunaError(
+                        f"source {self._config.name!r}: {item.location} is listed twice, as "
+                        f"{twin.path!r} and as {item.path!r}",
+                        "set `root`, or let only one of `paths` name the file",
+                    )
+        return found.values()
+
+    def _list(self, path: str) -> Iterator[WorkItem]:
+        root = self._config.root
+        if root is not None and "://" not in path and not os.path.isabs(path):
+            path = f"{root.rstrip('/')}/{path}"
+        is_pattern = has_pattern(path) and not os.path.exists(path)
+        base = fixed_prefix(path) if is_pattern else path
+        pattern = compile_pattern(path) if is_pattern else None
+        listing = self._list_remote(base) if "://" in path else _list_local(base, pattern is None)
+        top = root.rstrip("/") if root is not None else None
+        for location, item in listing:
+            if pattern is not None and not pattern.fullmatch(location):
+                continue
+            start = top if top is not None else _folder_of(base, location)
+            if start and not location.startswith(f"{start}/"):
+                raise PunaError(
+                    f"source {self._config.name!r}: {location} is not below `root` {root!r}",
+                    "make `root` a folder above all paths",
+                )
+            inner = location[len(start) + 1 :] if start else location.lstrip("/")
+            yield WorkItem(logical(inner), item.location, item.n_bytes, item.stamp)
+
+    def _list_remote(self, base: str) -> Iterator[tuple[str, WorkItem]]:
+        import fsspec
+
+        protocol = base.partition("://")[0]
+        try:
+            fs, inner = fsspec.core.url_to_fs(base, **self._config.storage_options)
+            found = fs.find(inner, detail=True)
+        except FileNotFoundError:
+            return
+        except (OSError, ImportError, ValueError) as error:
+            raise unreadable(error, base) from error
+        for name, info in sorted(found.items()):
+            stamp = next((str(info[key]) for key in _STAMP_KEYS if info.get(key)), "")
+            if protocol == "file":
+                url = f"file://{name}"
+            else:
+                url = name if "://" in name else f"{protocol}://{name.lstrip('/')}"
+            yield url, WorkItem(url, url, int(info.get("size") or 0), stamp)
+
+    def read(self, item: WorkItem) -> Iterator[RawRecord | BadRecord]:
+        """Read the records of one file.
+
+        Raises:
+            PunaError: The file is gone or may not be read, or lacks the column of the texts.
+        """
+        config = self._config
+        format = config.format or format_of(item.path)
+        if format is None:
+            yield BadRecord(
+                item.path, "format", "the file name tells no format: set `format`, or `exclude` it",
+                item.n_bytes,
+            )  # fmt: skip
+            return
+        with opened(item.location, config.storage_options) as file:
+            yield from read_file(
+                file, item.path, format, fields=self._fields, media_type=config.media_type,
+                encoding=config.encoding, max_record_bytes=config.max_record_bytes,
+            )  # fmt: skip
+
+
+def _list_local(base: str, is_exact: bool) -> Iterator[tuple[str, WorkItem]]:
+    """Yield (path as the user would write it, item) of a file or of all files below a folder."""
+    folder = base.rstrip("/") or ("/" if base.startswith("/") else ".")
+    try:
+        stat = os.stat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise unreadable(error, base) from error
+    if not os.path.isdir(folder):
+        if is_exact:
+            yield base, WorkItem(base, base, stat.st_size, str(stat.st_mtime_ns))
+        return
+    prefix = "/" if folder == "/" else f"{folder}/"
+    for item in walk_files(folder, prefix if base else "", follow_links=True, stamped=True):
+        yield item.path, item
+
+
+def _folder_of(base: str, location: str) -> str:
+    """Return the folder that logical paths start below: the base, or a single file's folder."""
+    return location.rpartition("/")[0] if location == base else base.rstrip("/")
+
+
+register_source("files", FilesConfig, Files)
