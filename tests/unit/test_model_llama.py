@@ -1,0 +1,254 @@
+"""The model against transformers, against itself with a cache, and packed against separate."""
+
+import itertools
+
+import pytest
+import torch
+
+from puna.model.config import PRESETS, LlamaConfig, RopeScaling
+from puna.model.formats.hf import hf_name
+from puna.model.formats.hf_config import config_to_hf
+from puna.model.llama import Llama, init_tensor, parameter_shapes
+
+# fp32 sums in another order: the spread between published implementations is 5e-5
+PARITY = 1e-4
+# the same sums, blocked differently
+SAME = 2e-6
+
+LONG = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=32)
+CASES = {
+    "mha": {"n_heads": 4, "n_kv_heads": 4},
+    "gqa": {"n_heads": 6, "n_kv_heads": 2, "dim": 48},
+    "mqa-tied": {"n_heads": 4, "n_kv_heads": 1, "tie_embeddings": True},
+    "scaled": {"n_heads": 4, "n_kv_heads": 2, "rope_scaling": LONG, "max_seq_len": 256},
+    "scaled-32": {
+        "n_heads": 2, "n_kv_heads": 1, "rope_theta": 10_000.0, "max_seq_len": 256,
+        "rope_scaling": RopeScaling(factor=32.0, original_max_seq_len=64), "tie_embeddings": True,
+    },
+    "eps": {"n_heads": 4, "n_kv_heads": 2, "norm_eps": 0.1, "n_layers": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+def make_config(**changes):
+    base = {
+        "vocab_size": 97, "dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 56,
+        "max_seq_len": 256,
+    }  # fmt: skip
+    return LlamaConfig(**{**base, **changes})
+
+
+def loud(model: Llama, seed: int = 0) -> Llama:
+    """Weights far from the tame initial ones, so that a wrong part shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.3 if parameter.ndim == 2 else 0.5
+            shift = 1.0 if parameter.ndim == 1 else 0.0
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + shift)
+    return model
+
+
+def tokens(config: LlamaConfig, batch: int, n_tokens: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (batch, n_tokens), generator=generator)
+
+
+def peer_of(model: Llama):
+    from transformers import LlamaConfig as PeerConfig
+    from transformers import LlamaForCausalLM
+
+    peer = LlamaForCausalLM(PeerConfig(**config_to_hf(model.config))).eval()
+    state = {hf_name(name): tensor for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    peer.load_state_dict(state, strict=True)
+    return peer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers(case):
+    model = loud(Llama(make_config(**CASES[case])))
+    tokens_BT = tokens(model.config, 2, 200)
+    with torch.no_grad():
+        ours, theirs = model(tokens_BT), peer_of(model)(tokens_BT).logits
+    assert ours.dtype == torch.float32
+    assert ours.std() > 0.5  # not two constants
+    torch.testing.assert_close(ours, theirs, rtol=PARITY, atol=PARITY)
+
+
+def test_gradients_equal_transformers():
+    model = loud(Llama(make_config()))
+    peer = peer_of(model)
+    tokens_BT = tokens(model.config, 2, 32)
+    for logits in (model(tokens_BT), peer(tokens_BT).logits):
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
+        ).backward()
+    theirs = dict(peer.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, theirs[hf_name(name)].grad, rtol=1e-3, atol=1e-5, msg=name
+        )
+
+
+def test_bfloat16_stays_near_float32_and_gives_float32_logits():
+    model = Llama(make_config())
+    tokens_BT = tokens(model.config, 1, 64)
+    with torch.no_grad():
+        wide = model(tokens_BT)
+        narrow = model.to(torch.bfloat16)(tokens_BT)
+    assert narrow.dtype == torch.float32
+    assert (narrow - wide).abs().max() < 0.05 * wide.abs().max()
+
+
+@pytest.mark.parametrize("case", ["mha", "gqa", "scaled"])
+def test_cached_decoding_equals_the_full_forward(case):
+    model = loud(Llama(make_config(**CASES[case])))
+    tokens_BT = tokens(model.config, 2, 60)
+    cache = model.new_cache(batch=2)
+    with torch.inference_mode():
+        full = model(tokens_BT)
+        bounds = [0, 25, 32, *range(33, 61)]  # a prompt, a chunk, then one by one
+        parts = [
+            model(tokens_BT[:, start:stop], cache=cache)
+            for start, stop in itertools.pairwise(bounds)
+        ]
+    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=PARITY, atol=PARITY)
+    assert cache.lengths == [60, 60]
+
+
+def test_rows_of_different_length_share_a_cache():
+    model = loud(Llama(make_config()))
+    rows = [tokens(model.config, 1, 30, seed=3), tokens(model.config, 1, 18, seed=4)]
+    prompt_BT = torch.zeros(2, 20, dtype=torch.long)  # right-padded: 20 and 9 tokens
+    prompt_BT[0], prompt_BT[1, :9] = rows[0][0, :20], rows[1][0, :9]
+    cache = model.new_cache(batch=2)
+    with torch.inference_mode():
+        first = model(prompt_BT, cache=cache)
+        cache.truncate([20, 9])
+        steps = [
+            model(
+                torch.stack((rows[0][0, 20 + i : 21 + i], rows[1][0, 9 + i : 10 + i])), cache=cache
+            )
+            for i in range(9)
+        ]
+        wanted = [model(row) for row in rows]
+    assert cache.lengths == [29, 18]
+    for row, length in ((0, 20), (1, 9)):
+        got = torch.cat([first[row, :length], *(step[row] for step in steps)])
+        torch.testing.assert_close(got, wanted[row][0, : length + 9], rtol=PARITY, atol=PARITY)
+
+
+def test_the_cache_grows_in_blocks_up_to_the_context_and_no_further():
+    model = Llama(make_config(max_seq_len=300))
+    cache = model.new_cache()
+    with torch.inference_mode():
+        model(tokens(model.config, 1, 10), cache=cache)
+        assert cache.capacity_tokens == 256
+        model(tokens(model.config, 1, 290), cache=cache)
+        assert (cache.capacity_tokens, cache.lengths) == (300, [300])
+        with pytest.raises(ValueError, match="301 tokens in the KV cache exceed max_seq_len=300"):
+            model(tokens(model.config, 1, 1), cache=cache)
+    with pytest.raises(ValueError, match="cannot cut"):
+        cache.truncate([301])
+    with pytest.raises(ValueError, match="neither positions nor document ids"):
+        model(tokens(model.config, 1, 2), doc_ids_BT=torch.zeros(1, 2), cache=model.new_cache())
+
+
+@pytest.mark.parametrize("kind", ["auto", "mask", "pieces"])
+def test_packed_documents_equal_separate_forwards(kind):
+    model = loud(Llama(make_config()))
+    model.attention_kind = kind
+    lengths = [[40, 1, 160, 55], [250, 6]]  # long pieces are cut in blocks, short ones not
+    tokens_BT = tokens(model.config, 2, 256)
+    doc_ids_BT = torch.stack(
+        [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths]
+    ).int()
+    positions_BT = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths]).int()
+    with torch.no_grad():
+        packed = model(tokens_BT, positions_BT, doc_ids_BT)
+        for row, row_lengths in enumerate(lengths):
+            start = 0
+            for length in row_lengths:
+                alone = model(tokens_BT[row : row + 1, start : start + length])
+                torch.testing.assert_close(
+                    packed[row, start : start + length], alone[0], rtol=PARITY, atol=PARITY
+                )
+                start += length
+
+
+def test_padding_changes_no_document_and_stays_finite():
+    model = loud(Llama(make_config()))
+    tokens_BT = tokens(model.config, 1, 64)
+    doc_ids_BT = torch.zeros(1, 64, dtype=torch.int32)
+    doc_ids_BT[:, 50:] = -1
+    with torch.no_grad():
+        packed, alone = model(tokens_BT, None, doc_ids_BT), model(tokens_BT[:, :50])
+    assert packed.isfinite().all()
+    torch.testing.assert_close(packed[:, :50], alone, rtol=SAME * 50, atol=SAME * 50)
+
+
+def test_a_later_token_never_changes_an_earlier_logit():
+    model = loud(Llama(make_config()))
+    tokens_BT = tokens(model.config, 1, 230)
+    changed_BT = tokens_BT.clone()
+    changed_BT[0, 200] = (changed_BT[0, 200] + 1) % model.config.vocab_size
+    with torch.no_grad():
+        before, after = model(tokens_BT), model(changed_BT)
+    assert torch.equal(before[:, :200], after[:, :200])
+    assert not torch.equal(before[:, 200:], after[:, 200:])
+
+
+def test_initial_values_depend_on_seed_and_name_only():
+    config = PRESETS.get("tiny")
+    model = Llama(config, device="meta")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.to_empty(device="cpu")
+    model.init_weights(7)
+    again = Llama(config)
+    again.init_weights(7)
+    for (name, first), second in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second), name
+        assert torch.equal(first, init_tensor(name, first.shape, 7, config)), name
+    assert not torch.equal(model.layers[0].attention.wq.weight, model.layers[1].attention.wq.weight)
+    again.init_weights(8)
+    assert not torch.equal(again.tok_embeddings.weight, model.tok_embeddings.weight)
+    assert model(tokens(config, 1, 8)).isfinite().all()  # no buffer was left unfilled
+
+
+def test_initial_scale_is_that_of_the_recipe():
+    config = make_config(dim=128, ffn_dim=256, n_layers=8, vocab_size=512)
+    std = {name: init_tensor(name, shape, 0, config).std().item()
+           for name, shape in parameter_shapes(config).items()}  # fmt: skip
+    assert std["tok_embeddings.weight"] == pytest.approx(0.02, rel=0.05)
+    assert std["layers.3.feed_forward.w1.weight"] == pytest.approx(0.02, rel=0.05)
+    assert std["layers.3.feed_forward.w2.weight"] == pytest.approx(0.02 / 4, rel=0.05)
+    assert std["layers.3.attention.wo.weight"] == pytest.approx(0.02 / 4, rel=0.05)
+    assert std["layers.3.ffn_norm.weight"] == 0.0
+    logits = Llama(config)(tokens(config, 2, 16))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(config, 2, 16).flatten())
+    assert loss.item() == pytest.approx(torch.tensor(512.0).log().item(), rel=0.03)
+
+
+def test_tied_head_is_the_embedding_and_gets_both_gradients():
+    model = Llama(make_config(tie_embeddings=True))
+    assert "output.weight" not in model.state_dict()
+    assert model.output_weight is model.tok_embeddings.weight
+    model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+    assert model.tok_embeddings.weight.grad[5:].abs().sum() > 0  # rows that were never looked up
+
+
+def test_a_sampling_step_does_not_spoil_a_later_training_step():
+    model = Llama(make_config())
+    with torch.inference_mode():
+        model(tokens(model.config, 1, 8))
+    model(tokens(model.config, 1, 8)).sum().backward()
+    assert model.norm.weight.grad.isfinite().all()
