@@ -1,0 +1,62 @@
+"""Profiles: the ordered lists of filters for kinds of text.
+
+``prose``: Gopher's quality and repetition rules (Rae et al. 2021) on whitespace-separated words,
+with checks of ours for broken encodings, data and licence texts.
+``code``: the line-length and alphanumeric rules of Codex (Chen et al. 2021) and The Stack
+(Kocetkov et al. 2022), encoded data after StarCoder2 (Lozhkov et al. 2024), generated files.
+Cheap checks come first; the order decides which reason a document with several faults gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from puna.core.registry import Registry
+from puna.data.filters import heuristics as h
+from puna.data.filters.base import FILTERS, FilterConfig
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named list of filters.
+
+    Attributes:
+        filters: In the order in which they are applied.
+        detect_language: Name the language of kept documents (column ``language``).
+    """
+
+    filters: tuple[FilterConfig, ...]
+    detect_language: bool
+
+
+PROFILES: Registry[Profile] = Registry("filter profile")
+
+PROFILES.register(
+    "prose",
+    Profile(
+        (
+            h.NonText(), h.Length(), h.Words(), h.WordLength(), h.Symbols(), h.BulletLines(),
+            h.EllipsisLines(), h.AlphaWords(), h.DataLike(), h.Licence(), h.Repetition(),
+            h.Language(), h.StopWords(),
+        ),
+        detect_language=True,
+    ),
+)  # fmt: skip
+
+PROFILES.register(
+    "code",
+    Profile(
+        (
+            h.NonText(), h.Length(min=20), h.Lines(), h.Alnum(), h.DataLike(), h.Generated(),
+            h.Licence(max=0.8),
+        ),
+        detect_language=False,
+    ),
+)  # fmt: skip
+
+PROFILES.register("none", Profile((), detect_language=False))
+
+
+def name_of(document_filter: FilterConfig) -> str:
+    """Return the registered name of a filter."""
+    return next(name for name in FILTERS if FILTERS.get(name) is type(document_filter))

@@ -1,0 +1,93 @@
+"""From Arrow strings to the two arrays that the kernels read."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+Array = Any
+"""A numpy array inside a compiled kernel (numba has no types that a checker could read)."""
+
+Int = Any
+"""An integer inside a kernel; its width (``int64``, ``uint64``, ...) follows from its use."""
+
+Float = Any
+"""A floating-point number inside a kernel."""
+
+
+class Texts(NamedTuple):
+    """The texts of a batch: text ``i`` is ``data[offsets[i]:offsets[i + 1]]``, UTF-8."""
+
+    data: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def bytes_of(self, index: int) -> memoryview:
+        """Return the UTF-8 of one text without a copy."""
+        return self.data[self.offsets[index] : self.offsets[index + 1]].data
+
+
+def texts_of(array: pa.Array | pa.ChunkedArray) -> Texts:
+    """Look at an Arrow string array (no nulls) as bytes and offsets, without copying the text.
+
+    Args:
+        array: ``string`` or ``large_string``.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if not pa.types.is_large_string(array.type):
+        array = array.cast(pa.large_string())
+    _, offsets_buffer, data_buffer = array.buffers()
+    n = len(array)
+    if offsets_buffer is None or n == 0:
+        return Texts(fixed(np.zeros(0, np.uint8)), fixed(np.zeros(1, np.int64)))
+    offsets = np.frombuffer(offsets_buffer, np.int64)[array.offset : array.offset + n + 1]
+    data = np.zeros(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
+    return Texts(fixed(data), fixed(offsets))
+
+
+def texts_from(strings: list[str]) -> Texts:
+    """Make :class:`Texts` from Python strings."""
+    return texts_of(pa.array(strings, pa.large_string()))
+
+
+def fixed(array: np.ndarray) -> np.ndarray:
+    """Return a read-only view, so that every kernel is compiled for one signature only."""
+    array = np.ascontiguousarray(array).view()
+    array.flags.writeable = False
+    return array
+
+
+def kernel(function: Any) -> Any:
+    """Compile a hot loop: no interpreter lock, cached on disk, compiled at the first call."""
+    return njit(nogil=True, cache=True)(function)
+
+
+@kernel
+def power_of_two(n: Int) -> Int:
+    """Return the smallest power of two that is at least ``n`` (and at least 8)."""
+    size = 8
+    while size < n:
+        size *= 2
+    return size
+
+
+@kernel
+def find_slot(keys: Array, used: Array, mask: Int, key: Int) -> Int:
+    """Find the slot of a key in an open-addressing table: its own, or the free one to take.
+
+    Args:
+        keys: uint64 hashes.
+        used: A positive number per used slot.
+        mask: Size of the table - 1; the size is a power of two.
+        key: Hash, well mixed.
+    """
+    slot = np.int64((key ^ (key >> np.uint64(29))) & np.uint64(mask))
+    while used[slot] > 0 and keys[slot] != key:
+        slot = (slot + 1) & mask
+    return slot

@@ -1,0 +1,256 @@
+"""Repetition inside a text, after Gopher (Rae et al. 2021, appendix A, table A1).
+
+Lines and paragraphs that occurred before; the share of characters in the most frequent 2-, 3- and
+4-word sequences; the share of characters inside 5- to 10-word sequences that occurred before.
+Definitions where the paper leaves a choice:
+
+- words are separated by white space; characters are the code points of words, spaces not counted;
+- the first occurrence of a line, paragraph or 5- to 10-gram is not a repetition, and overlapping
+  repetitions are counted once;
+- a 2- to 4-gram counts as *top* only if it occurs at least twice.
+
+One table pass over the words costs most of the time. A longer sequence can only be repeated where
+the shorter one is, so later passes look at few positions of ordinary text.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from puna.data.kernels.buffers import Array, Float, Int, Texts, find_slot, kernel, power_of_two
+
+COLUMNS = (
+    "dup_line_share", "dup_line_char_share", "dup_paragraph_share", "dup_paragraph_char_share",
+    "top_2gram_share", "top_3gram_share", "top_4gram_share",
+    "dup_5gram_share", "dup_6gram_share", "dup_7gram_share", "dup_8gram_share", "dup_9gram_share",
+    "dup_10gram_share",
+)  # fmt: skip
+
+_SEED = np.uint64(0xCBF29CE484222325)
+_PRIME = np.uint64(0x100000001B3)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_LAST_N = 10
+
+
+@kernel
+def _mix(value: Int) -> Int:
+    value ^= value >> np.uint64(32)
+    value *= _MIX
+    return value ^ (value >> np.uint64(29))
+
+
+@kernel
+def _split_words(data: Array, start: Int, end: Int, hashes: Array, chars: Array) -> Int:
+    """Hash the words of a text; ``chars[w + 1]`` becomes the code points of words 0..w."""
+    n, i = 0, start
+    chars[0] = 0
+    while i < end:
+        if data[i] <= 32:
+            i += 1
+            continue
+        value, n_chars = _SEED, 0
+        while i < end and data[i] > 32:
+            value = (value ^ np.uint64(data[i])) * _PRIME
+            n_chars += (data[i] & 0xC0) != 0x80
+            i += 1
+        hashes[n] = _mix(value)
+        chars[n + 1] = chars[n] + n_chars
+        n += 1
+    return n
+
+
+@kernel
+def _n_words(data: Array, start: Int, end: Int) -> Int:
+    n, before = 0, 0
+    for i in range(start, end):
+        n += data[i] > 32 and before <= 32
+        before = data[i]
+    return n
+
+
+@kernel
+def _seen(keys: Array, used: Array, mask: Int, key: Int) -> bool:
+    """Insert a key and tell whether it was there."""
+    slot = find_slot(keys, used, mask, key)
+    if used[slot]:
+        return True
+    keys[slot], used[slot] = key, 1
+    return False
+
+
+@kernel
+def _line(data: Array, start: Int, end: Int) -> tuple[Int, Int]:
+    """Hash and code points of a line without the white space around it; (0, 0) when blank."""
+    while start < end and data[start] <= 32:
+        start += 1
+    while end > start and data[end - 1] <= 32:
+        end -= 1
+    value, n_chars = _SEED, 0
+    for i in range(start, end):
+        value = (value ^ np.uint64(data[i])) * _PRIME
+        n_chars += (data[i] & 0xC0) != 0x80
+    return _mix(value), n_chars
+
+
+@kernel
+def _blocks(data: Array, start: Int, end: Int, keys: Array, used: Array, row: Array) -> None:
+    """Fill the four shares of repeated lines and paragraphs."""
+    mask = len(keys) - 1
+    n = np.zeros(8, np.int64)  # lines: number, chars, repeated, their chars; the same of paragraphs
+    block, block_chars = _SEED, 0
+    while start <= end:
+        i = start
+        while i < end and data[i] != 10:
+            i += 1
+        value, n_chars = _line(data, start, i)
+        if n_chars:
+            n[0] += 1
+            n[1] += n_chars
+            if _seen(keys, used, mask, value):
+                n[2] += 1
+                n[3] += n_chars
+            block = (block ^ value) * _PRIME
+            block_chars += n_chars
+        if block_chars and (n_chars == 0 or i >= end):  # a blank line or the end of the text
+            n[4] += 1
+            n[5] += block_chars
+            if _seen(keys, used, mask, _mix(block ^ _MIX)):  # other keys than those of lines
+                n[6] += 1
+                n[7] += block_chars
+            block, block_chars = _SEED, 0
+        start = i + 1
+    if n[0]:
+        row[0], row[1] = n[2] / n[0], n[3] / n[1]
+        row[2], row[3] = n[6] / n[4], n[7] / n[5]
+
+
+@kernel
+def _insert(keys: Array, counts: Array, mask: Int, grams: Array, n: Int, slots: Array) -> None:
+    """Count the first ``n`` grams; ``slots[i]`` becomes the slot of gram ``i``."""
+    for i in range(n):
+        slot = find_slot(keys, counts, mask, grams[i])
+        keys[slot] = grams[i]
+        counts[slot] += 1
+        slots[i] = slot
+
+
+@kernel
+def _top(where: Array, n: Int, size: Int, slots: Array, counts: Array, chars: Array) -> Float:
+    """Code points in the most frequent gram times its count; ties go to the longest."""
+    best_count, best_chars = 1, 0
+    for i in range(n):
+        count = counts[slots[i]]
+        n_chars = chars[where[i] + size] - chars[where[i]]
+        if count > best_count or (count == best_count and count > 1 and n_chars > best_chars):
+            best_count, best_chars = count, n_chars
+    return best_count * best_chars
+
+
+@kernel
+def _repeated(where: Array, n: Int, size: Int, slots: Array, counts: Array, chars: Array) -> Float:
+    """Code points inside grams that occurred before, each counted once; marks counts negative."""
+    covered, total = 0, 0
+    for i in range(n):
+        slot = slots[i]
+        if counts[slot] > 0:
+            counts[slot] = -counts[slot]  # the first occurrence
+            continue
+        begin, end = max(where[i], covered), where[i] + size
+        total += chars[end] - chars[begin]
+        covered = end
+    return total
+
+
+@kernel
+def _next_grams(
+    where: Array,
+    grams: Array,
+    n: Int,
+    size: Int,
+    slots: Array,
+    counts: Array,
+    hashes: Array,
+    n_words: Int,
+) -> Int:
+    """Keep, in place, the positions whose gram and whose next gram are repeated; lengthen them."""
+    kept = 0
+    for i in range(n):
+        here = where[i]
+        if here + size >= n_words or abs(counts[slots[i]]) < 2:
+            continue
+        if i + 1 < n and where[i + 1] == here + 1 and abs(counts[slots[i + 1]]) > 1:
+            grams[kept] = _mix((grams[i] * _PRIME) ^ hashes[here + size])
+            where[kept] = here
+            kept += 1
+    return kept
+
+
+@kernel
+def _ngrams(
+    hashes: Array,
+    chars: Array,
+    n_words: Int,
+    where: Array,
+    grams: Array,
+    slots: Array,
+    keys: Array,
+    counts: Array,
+    row: Array,
+) -> None:
+    """Fill the shares of top 2- to 4-grams and repeated 5- to 10-grams."""
+    n = n_words - 1
+    for i in range(n):
+        where[i] = i
+        grams[i] = _mix((hashes[i] * _PRIME) ^ hashes[i + 1])
+    total = chars[n_words]
+    for size in range(2, _LAST_N + 1):
+        if n < 2:
+            break
+        used = power_of_two(2 * n)
+        counts[:used] = 0
+        _insert(keys, counts, used - 1, grams, n, slots)
+        if size <= 4:
+            row[2 + size] = _top(where, n, size, slots, counts, chars) / total
+        else:
+            row[2 + size] = _repeated(where, n, size, slots, counts, chars) / total
+        n = _next_grams(where, grams, n, size, slots, counts, hashes, n_words)
+
+
+@kernel
+def _measure(data: Array, offsets: Array, alive: Array) -> Array:
+    n = len(offsets) - 1
+    most = 1  # words of the longest text
+    for d in range(n):
+        if alive[d] and (offsets[d + 1] - offsets[d]) // 2 + 1 > most:
+            most = max(most, _n_words(data, offsets[d], offsets[d + 1]))
+    hashes, grams = np.empty(most, np.uint64), np.empty(most, np.uint64)
+    chars, where = np.empty(most + 1, np.int64), np.empty(most, np.int64)
+    slots = np.empty(most, np.int64)
+    table = power_of_two(4 * (most + 1))
+    keys, counts = np.empty(table, np.uint64), np.zeros(table, np.int32)
+    rows = np.zeros((n, 13), np.float64)
+    for d in range(n):
+        if not alive[d]:
+            continue
+        start, end = offsets[d], offsets[d + 1]
+        n_words = _split_words(data, start, end, hashes, chars)
+        if n_words == 0:
+            continue
+        small = power_of_two(4 * (n_words + 1))  # at most one line and one paragraph per word
+        counts[:small] = 0
+        _blocks(data, start, end, keys[:small], counts[:small], rows[d])
+        _ngrams(hashes, chars, n_words, where, grams, slots, keys, counts, rows[d])
+    return rows
+
+
+def measure_repetition(texts: Texts, alive: np.ndarray) -> np.ndarray:
+    """Measure repetition.
+
+    Args:
+        texts: The batch.
+        alive: bool per text; others get zeros.
+
+    Returns:
+        float64 [n_texts, len(COLUMNS)], shares between 0 and 1.
+    """
+    return _measure(texts.data, texts.offsets, alive)
