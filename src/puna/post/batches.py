@@ -173,10 +173,14 @@ class SftBatches:
         """Number of steps that see every conversation ``epochs`` times (the last may run over)."""
         return -(-self._start_of(epochs) // self.n_rows)
 
-    def fill(self, epoch: int = 0) -> float:
-        """Share of the positions of an epoch's rows that hold tokens."""
-        n_rows = self._start_of(epoch + 1) - self._start_of(epoch)
-        return float(self._lengths.sum() / (n_rows * self.seq_len))
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of the first epoch (other epochs may pack to one more or less)."""
+        return self._start_of(1)
+
+    def fill(self) -> float:
+        """Share of the positions of the first epoch's rows that hold tokens."""
+        return float(self._lengths.sum() / (self.rows_per_epoch * self.seq_len))
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Return the rows of one rank at one step.

@@ -53,7 +53,8 @@ def read_entry(raw: Any) -> Entry | None:
         return None
     if summary is not None and not isinstance(summary, str):
         return None
-    return Entry(name, " ".join(signature.split()), " ".join((summary or "").split()))
+    signature = "" if signature.endswith("(...)") else " ".join(signature.split())
+    return Entry(name, signature, " ".join((summary or "").split()))
 
 
 def judge(entry: Entry, min_chars: int, max_chars: int) -> str | None:

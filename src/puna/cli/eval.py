@@ -1,0 +1,5 @@
+"""``puna eval``: measuring models."""
+
+from puna.cli.common import stage_group
+
+evaluate = stage_group("eval", "Bits per byte on held-out text, and samples of what a model says.")
