@@ -82,7 +82,8 @@ class DuckDBEngine:
     def collect(self, relation: ir.Table, order_by: Sequence[str]) -> pa.Table:
         """See :meth:`puna.data.engine.base.Engine.collect`."""
         with _quiet():
-            return self._relation(relation.order_by(list(order_by))).to_arrow_table()
+            table = self._relation(relation.order_by(list(order_by))).to_arrow_table()
+        return table.cast(relation.schema().to_pyarrow())
 
     def write(
         self, relation: ir.Table, folder: Path, *, order_by: Sequence[str], n_shards: int = 1
@@ -121,9 +122,10 @@ class DuckDBEngine:
         """Yield an empty batch with the schema, then the rows in order, a batch at a time."""
         with _quiet():
             reader = self._relation(relation.order_by(list(order_by))).to_arrow_reader(STREAM_ROWS)
-        empty = [pa.array([], field.type) for field in reader.schema]
-        yield pa.RecordBatch.from_arrays(empty, schema=reader.schema)
-        yield from reader
+        schema = relation.schema().to_pyarrow()  # DuckDB itself sums int64 to 128 bits
+        yield pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
+        for batch in reader:
+            yield batch.cast(schema)
 
     def _relation(self, expression: ir.Table) -> Any:
         return self._ibis.con.sql(self._ibis.compile(expression))
