@@ -1,0 +1,90 @@
+"""Stage ``tokens.encode``: documents to memory-mapped token shards."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from puna.core.config import Config, Workers
+from puna.core.fsio import remove_tree
+from puna.core.ledger import Ledger
+from puna.core.pool import WorkerPool, resolve_workers
+from puna.core.progress import progress, say
+from puna.core.stage import Artifacts, Metrics, stage
+from puna.core.units import MIB, format_count
+
+_BYTES_PER_WORKER = 24 * MIB
+"""A worker process takes about two seconds to start; less text than this is faster without it."""
+
+
+class EncodeConfig(Config):
+    """Tokenisation of the documents; everything that decides the ids is in the tokenizer."""
+
+    workers: Workers = 0
+    """Worker processes; 0 means one per usable core. Small corpora use fewer."""
+
+
+@stage(
+    "tokens.encode",
+    needs={"documents": "data.split", "tokenizer": "tokens.train"},
+    resumable=True,
+)
+def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
+    """Tokenise all documents into shards per split and source.
+
+    Workers encode row groups of the document shards into chunks; the end sorts the documents of
+    each split and source by id and counts everything again. A killed attempt continues at the first
+    row group without a chunk. The shards are the same for any number of workers. Memory holds one
+    batch of text per worker and 60 bytes per document.
+
+    Raises:
+        PunaError: A document shard or the tokenizer is damaged, a document has an unknown split or
+            an id that occurs twice.
+    """
+    from puna.tokens.documents import document_pieces
+    from puna.tokens.encode_publish import publish
+    from puna.tokens.encode_unit import WORK_DIR, Unit, encode_unit, load_state
+    from puna.tokens.tokenizer import load_tokenizer
+
+    start_s = time.monotonic()
+    documents, folder = inputs["documents"].path, inputs["tokenizer"].path
+    tokenizer = load_tokenizer(folder)
+    units = [
+        Unit(piece, folder, out / WORK_DIR / f"{index:06d}")
+        for index, piece in enumerate(document_pieces(documents))
+    ]
+    (out / WORK_DIR).mkdir(exist_ok=True)
+    states = {unit.chunk: state for unit in units if (state := load_state(unit)) is not None}
+    todo = [unit for unit in units if unit.chunk not in states]
+    n_resumed = len(states)
+    if n_resumed:
+        say(f"  {n_resumed} of {len(units)} row groups were encoded by an earlier attempt")
+    total_mb = sum(unit.piece.n_bytes for unit in units) / 1e6
+    todo_bytes = sum(unit.piece.n_bytes for unit in todo)
+    n_workers = min(resolve_workers(cfg.workers), 1 + todo_bytes // _BYTES_PER_WORKER, len(units))
+    n_tokens = n_new_bytes = 0
+    with (
+        progress("tokens.encode", total=total_mb, unit="MB",
+                 initial=total_mb - todo_bytes / 1e6) as bar,
+        WorkerPool(n_workers) as pool,
+    ):  # fmt: skip
+        for unit, state in zip(todo, pool.map(encode_unit, todo), strict=True):
+            states[unit.chunk] = state
+            n_tokens, n_new_bytes = n_tokens + state["n_tokens"], n_new_bytes + state["n_bytes"]
+            bar.advance(unit.piece.n_bytes / 1e6, note=f"{format_count(n_tokens)} tokens")
+    encode_s = time.monotonic() - start_s
+    ordered = [states[unit.chunk] for unit in units]
+    totals = publish(units, ordered, tokenizer, out)
+    remove_tree(out / WORK_DIR)
+    seconds = time.monotonic() - start_s
+    return {
+        **totals,
+        "seconds": seconds,
+        "encode_s": encode_s,
+        "worker_s": sum(state["seconds"] for state in ordered),
+        "n_workers": n_workers,
+        "units": len(units),
+        "units_resumed": n_resumed,
+        "tokens_per_s": n_tokens / max(seconds, 1e-9),
+        "mb_per_s": n_new_bytes / 1e6 / max(seconds, 1e-9),
+    }
