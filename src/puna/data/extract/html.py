@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
 _LEAST_MAIN_SHARE = 0.1
+_MAX_DEPTH = 1000
+_TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)", re.IGNORECASE)
+_NOT_NESTING = frozenset(
+    ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track",
+     "wbr", "p", "li", "dt", "dd", "tr", "td", "th", "option", "tbody", "thead", "tfoot")
+)  # fmt: skip
 
 
 def extract_html(html: str) -> str:
@@ -13,7 +21,8 @@ def extract_html(html: str) -> str:
 
     The main content is what resiliparse's heuristics find. Where that is less than a tenth of
     the visible text, the heuristics have missed (seen on long release notes), and the whole visible
-    text is taken.
+    text is taken. It is taken as well from pages nested deeper than 1,000 elements, on which the
+    heuristics would take quadratic time.
 
     Args:
         html: The page.
@@ -22,8 +31,30 @@ def extract_html(html: str) -> str:
         Plain text; empty when the page shows none.
     """
     tree = HTMLTree.parse(html)
-    main = extract_plain_text(tree, main_content=True, alt_texts=False)
-    if len(main) > _LEAST_MAIN_SHARE * len(html):
-        return main  # certainly more than the share of the visible text
+    main = ""
+    if not _is_too_deep(html):
+        main = extract_plain_text(tree, main_content=True, alt_texts=False)
+        if len(main) > _LEAST_MAIN_SHARE * len(html):
+            return main  # certainly more than the share of the visible text
     whole = extract_plain_text(tree, main_content=False, alt_texts=False)
-    return main if len(main) >= _LEAST_MAIN_SHARE * len(whole) else whole
+    return main if len(main) > _LEAST_MAIN_SHARE * len(whole) else whole
+
+
+def _is_too_deep(html: str) -> bool:
+    """Tell, from the tags alone, whether elements are nested very deeply."""
+    n_tags = html.count("<")
+    if n_tags <= _MAX_DEPTH:
+        return False
+    # Cheap signs first: many elements left open, or a long run of tags that only open.
+    is_suspicious = n_tags - 2 * html.count("</") > _MAX_DEPTH or any(
+        piece.count("<") > _MAX_DEPTH for piece in html.split("</")
+    )
+    if not is_suspicious:
+        return False
+    depth = 0
+    for match in _TAG.finditer(html):
+        if match[2].lower() not in _NOT_NESTING:
+            depth = max(0, depth - 1) if match[1] else depth + 1
+            if depth > _MAX_DEPTH:
+                return True
+    return False

@@ -44,7 +44,7 @@ _ESCAPE = re.compile(
     | (?P<quoted>[hvwolLDXZAbBRHSC])'(?P<argument>[^']*)'
     | (?P<number>N)'(?P<code>\d+)'
     | (?P<register>[nkmMYFVgO])[-+]?(?:\(..|\[[^\]]*\]|.)
-    | (?P<other>.)
+    | (?P<other>.?)
     )""",
     re.VERBOSE | re.DOTALL,
 )

@@ -75,6 +75,9 @@ class SourceConfig(Config):
     """At most this many items, chosen by a hash of the logical path."""
     max_bytes: int | None = Field(default=None, ge=1)
     """At most this many bytes as stored, chosen by a hash of the logical path."""
+    first: tuple[str, ...] = ()
+    """Under `max_files` or `max_bytes`, items whose logical path fits one of these patterns are
+    taken before all others."""
     max_record_bytes: int = Field(default=DEFAULT_MAX_RECORD_BYTES, ge=1)
     """Larger records are set aside (reason `quarantine.too-large`)."""
 

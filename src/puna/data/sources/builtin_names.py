@@ -11,7 +11,7 @@ import types
 from typing import Any
 
 from puna.data.readers.records import UnusableError
-from puna.data.sources.docstrings import Documented, clean
+from puna.data.sources.docstrings import Documented, clean, signature_in
 
 PUBLIC_NAMES = {
     "builtins": "", "math": "math", "cmath": "cmath", "itertools": "itertools", "time": "time",
@@ -76,8 +76,8 @@ def _document(name: str, item: Any, is_class: bool) -> Documented | None:
 def _signature(name: str, item: Any) -> str:
     text = getattr(item, "__text_signature__", None)
     if not text:
-        return ""
-    inner = text.strip()[1:-1]
+        return signature_in(clean(item.__doc__ or ""), name)
+    inner = " ".join(text.split())[1:-1]
     first, _, rest = inner.partition(",")
     if first.strip().startswith("$"):
         inner = rest.strip().removeprefix("/").removeprefix(",").strip()

@@ -7,7 +7,7 @@ import gc
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from puna.data.readers.records import UnusableError
@@ -15,7 +15,7 @@ from puna.data.readers.records import UnusableError
 _MAX_SIGNATURE_CHARS = 300
 _MAX_SUMMARY_CHARS = 300
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]`'\"][.!?])\s+(?=[A-Z`'\"(])")
-_SIGNATURE_LINE = re.compile(r"^[\w.]+\s*\(.*\)(\s*(->|=|--).*)?$|^[\w.]+\(.*$")
+_SIGNATURE_LINE = re.compile(r"^(\w+ = )?[\w.]+\(.*$")
 
 
 @dataclass
@@ -57,7 +57,7 @@ def parse_module(source: bytes) -> tuple[str, list[Documented]]:
     finally:
         if collecting:
             gc.enable()
-    public = _exported(tree.body)
+    public = all_names(tree.body)
     found: dict[str, Documented] = {}
     for node in _definitions(tree.body):
         is_public = node.name in public if public is not None else not node.name.startswith("_")
@@ -65,20 +65,23 @@ def parse_module(source: bytes) -> tuple[str, list[Documented]]:
             documented = _document(node, node.name)
             if documented is not None:
                 found[node.name] = documented
+    for name, documented in _bound_methods(tree.body, found):
+        if name in public if public is not None else not name.startswith("_"):
+            found.setdefault(name, documented)
     return ast.get_docstring(tree) or "", list(found.values())
 
 
 def summarise(doc: str) -> str:
     """Return the first sentence of a docstring, on one line.
 
-    A first line that only repeats the signature (as in many C extensions) is passed over.
+    Lines that only repeat the signature (as in many C extensions) and examples are passed over.
     """
     for paragraph in re.split(r"\n\s*\n", doc.strip()):
         lines = paragraph.strip().split("\n")
         while lines and _SIGNATURE_LINE.match(lines[0].strip()):
             lines.pop(0)
         text = " ".join(" ".join(lines).split())
-        if text:
+        if text and not text.startswith(">>>"):
             sentence = _SENTENCE_END.split(text, maxsplit=1)[0]
             if len(sentence) <= _MAX_SUMMARY_CHARS:
                 return sentence
@@ -104,7 +107,7 @@ def _definitions(body: Sequence[ast.stmt]) -> Iterator[_Definition]:
             yield from _definitions(node.orelse)
 
 
-def _exported(body: Sequence[ast.stmt]) -> set[str] | None:
+def all_names(body: Sequence[ast.stmt]) -> set[str] | None:
     """Return the names in ``__all__`` when it is one literal; None otherwise."""
     found: set[str] | None = None
     for node in body:
@@ -120,6 +123,27 @@ def _exported(body: Sequence[ast.stmt]) -> set[str] | None:
 
 def _is_all(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "__all__"
+
+
+def _bound_methods(
+    body: Sequence[ast.stmt], found: Mapping[str, Documented]
+) -> Iterator[tuple[str, Documented]]:
+    """Find functions that are methods of a module-level object, as in ``random``.
+
+    ``_inst = Random()`` and ``randint = _inst.randint`` make ``randint`` a documented function.
+    """
+    classes: dict[str, str] = {}
+    for node in body:
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+            continue
+        target, value = node.targets[0].id, node.value
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
+            classes[target] = value.func.id
+        elif isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):
+            owner = found.get(classes.get(value.value.id, ""))
+            for member in owner.members if owner is not None else ():
+                if member.name.rpartition(".")[2] == value.attr == target:
+                    yield target, Documented(target, member.signature, member.doc)
 
 
 def _document(node: _Definition, name: str) -> Documented | None:
@@ -171,6 +195,13 @@ def _signature(
         del arguments.defaults[: len(arguments.defaults) - n_positional]
     text = f"{name or node.name}({ast.unparse(arguments)})"
     return text if len(text) <= _MAX_SIGNATURE_CHARS else f"{name or node.name}(...)"
+
+
+def signature_in(doc: str, name: str) -> str:
+    """Return the signature that the first line of a docstring gives, or an empty text."""
+    line = doc.split("\n", 1)[0].strip()
+    found = re.match(rf"(?:\w+\.)*{re.escape(name)}(\(.*?\))(?:\s*(?:-|=|\u2014).*)?$", line)
+    return f"{name}{found[1]}" if found else ""
 
 
 def clean(doc: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -21,6 +21,7 @@ from puna.data.sources.installed import (
     stdlib_files,
 )
 from puna.data.sources.open_files import opened, set_aside_unreadable
+from puna.data.sources.reexports import Publisher
 from puna.data.sources.reference_entries import reference_records
 
 _BUILTIN = "builtin/"
@@ -32,9 +33,10 @@ _SKIPPED_PARTS = frozenset(
 )  # fmt: skip
 _ALIASES = {  # private module -> the name under which people know it
     "posixpath": "os.path", "genericpath": "os.path", "_pydecimal": "decimal",
-    "_collections_abc": "collections.abc", "_pyio": "io", "_pydatetime": "datetime",
+    "_collections_abc": "collections.abc", "_pydatetime": "datetime",
     "_weakrefset": "weakref",
 }  # fmt: skip
+_OPEN_FOLDERS = frozenset(("_core",))  # private folders whose content a package exports, by custom
 _OTHER_SYSTEMS = frozenset(("ntpath", "nturl2path", "_osx_support", "macpath"))
 
 
@@ -45,6 +47,8 @@ class PythonReferenceConfig(SourceConfig):
     """Kind of source."""
     name: SourceName = "reference"
     """Name of the source in documents, mixture weights and reports."""
+    first: tuple[str, ...] = ("builtin/*", "topics", "stdlib/**")
+    """Under `max_files` or `max_bytes`, these are taken before all others."""
     packages: bool = True
     """Take installed packages (`site-packages/`) next to the standard library (`stdlib/`), the
     built-in names (`builtin/`) and the topics (`topics`)."""
@@ -64,7 +68,7 @@ class PythonReference:
         files = stdlib_files()
         if self._config.packages:
             files = itertools.chain(files, package_files())
-        yield from (item for item in files if public_module(item.path) is not None)
+        yield from (item for item in files if module_parts(item.path) is not None)
         for name in available_modules():
             yield WorkItem(f"{_BUILTIN}{name}", name, _NOMINAL_BUILTIN_BYTES)
         n_bytes = sum(len(text) for text in _topics().values())
@@ -83,23 +87,27 @@ class PythonReference:
                 module = PUBLIC_NAMES[item.location]
                 doc, objects = describe_module(item.location)
             else:
-                module = public_module(item.path) or ""
+                module = ".".join(module_parts(item.path) or ())
                 with opened(item.location) as file:
                     source = read_all(file, self._config.max_record_bytes)
                 doc, objects = parse_module(source)
         except UnusableError as error:
             yield BadRecord(item.path, error.reason, error.error, item.n_bytes)
             return
+        is_source = not item.path.startswith(_BUILTIN)
+        if is_source and _is_private(module):
+            doc = ""
         yield from reference_records(
-            item.path, module, doc, objects, self._config.min_object_chars, package_of(item.path)
-        )
+            item.path, _ALIASES.get(module, module), doc, objects,
+            home=_home(item, module) if is_source else lambda _: module,
+            min_object_chars=self._config.min_object_chars, package=package_of(item.path),
+        )  # fmt: skip
 
 
-def public_module(path: str) -> str | None:
-    """Return the public dotted name of the module in a file; None when it is not public.
+def module_parts(path: str) -> tuple[str, ...] | None:
+    """Return the dotted name of the module in a file, in parts; None when nothing there is public.
 
-    Private parts are left out where the names are public one level up
-    (``concurrent/futures/_base.py`` -> ``concurrent.futures``).
+    A private module (``concurrent/futures/_base.py``) may hold what a public package exports.
     """
     if not path.endswith(".py"):
         return None
@@ -113,12 +121,20 @@ def public_module(path: str) -> str | None:
         if parts[0] in _OTHER_SYSTEMS:
             return None
         if parts[0] in _ALIASES:
-            return _ALIASES[parts[0]]
-    if parts[0].startswith("_") or any(part.startswith("_") for part in parts[:-1]):
+            return (parts[0],)
+    if any(part.startswith("_") and part not in _OPEN_FOLDERS for part in parts[:-1]):
         return None
-    if parts[-1].startswith("_"):
-        parts.pop()
-    return ".".join(parts) or None
+    return None if parts[0].startswith("_") else tuple(parts)
+
+
+def _is_private(module: str) -> bool:
+    return module == "genericpath" or any(part.startswith("_") for part in module.split("."))
+
+
+def _home(item: WorkItem, module: str) -> Callable[[str], str | None]:
+    if module in _ALIASES:
+        return lambda _: _ALIASES[module]
+    return Publisher(item.location, module.split(".")).public_module
 
 
 def _topics() -> dict[str, str]:

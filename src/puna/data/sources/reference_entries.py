@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from puna.data.readers.records import RawRecord
@@ -13,7 +13,14 @@ _MEDIA_TYPE = "text/plain"
 
 
 def reference_records(
-    path: str, module: str, doc: str, objects: list[Documented], min_object_chars: int, package: str
+    path: str,
+    module: str,
+    doc: str,
+    objects: list[Documented],
+    *,
+    home: Callable[[str], str | None],
+    min_object_chars: int,
+    package: str,
 ) -> Iterator[RawRecord]:
     """Make the documents of one module.
 
@@ -27,35 +34,42 @@ def reference_records(
         module: Public name of the module; empty for the built-in names.
         doc: Docstring of the module.
         objects: Its documented objects.
+        home: Tells the public module of an object; None leaves the object out.
         min_object_chars: Docstrings (of a class with its methods) of this length stand alone.
         package: Kept as metadata.
     """
-    small = []
+    small: list[tuple[str, Documented]] = []
     for item in objects:
+        owner = home(item.name)
+        if owner is None:
+            continue
         n_chars = len(item.doc) + sum(len(member.doc) for member in item.members)
         if n_chars < min_object_chars:
-            small.append(item)
+            small.append((owner, item))
             continue
-        entries = [_entry(module, item), *(_entry(module, member) for member in item.members)]
-        text = "\n".join(_object_lines(module, item, ""))
-        yield _record(f"{path}#{item.name}", text, entries, package)
+        text = "\n".join(_object_lines(owner, item, ""))
+        yield _record(f"{path}#{item.name}", text, _entries(owner, item), package)
     if not doc and not small:
         return
     name = module or "builtins"
-    entries = [{"name": name, "signature": "", "summary": summarise(doc)}] if doc else []
+    entries = [{"name": name, "signature": "", "summary": summarise(doc)}]
     lines = [f"module {name}", ""]
     if doc:
         lines += [doc, ""]
-    for item in small:
-        entries += [_entry(module, item), *(_entry(module, member) for member in item.members)]
-        lines += [*_object_lines(module, item, "    "), ""]
+    for owner, item in small:
+        entries += _entries(owner, item)
+        lines += [*_object_lines(owner, item, "    "), ""]
     yield _record(path, "\n".join(lines), entries, package)
+
+
+def _entries(module: str, item: Documented) -> list[dict[str, str]]:
+    return [_entry(module, item), *(_entry(module, member) for member in item.members)]
 
 
 def _record(path: str, text: str, entries: list[dict[str, Any]], package: str) -> RawRecord:
     metadata: dict[str, Any] = {"kind": "docstring", "package": package, **entries[0]}
     if len(entries) > 1:
-        metadata["entries"] = entries
+        metadata["entries"] = [entry for entry in entries if entry["summary"]]
     text = text.rstrip() + "\n"
     return RawRecord(path, _MEDIA_TYPE, text, len(text.encode("utf-8", "replace")), metadata)
 

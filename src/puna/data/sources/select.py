@@ -78,7 +78,7 @@ def select_items(items: Iterable[WorkItem], config: SourceConfig) -> list[WorkIt
     """Apply the patterns and limits of a source; return the items sorted by path.
 
     A sample depends only on the paths and sizes, never on the order of the listing: items are taken
-    in the order of the hash of their path as long as they fit.
+    in the order of the hash of their path as long as they fit, those of ``first`` before all others.
 
     Raises:
         PunaError: Two items have the same path.
@@ -88,7 +88,7 @@ def select_items(items: Iterable[WorkItem], config: SourceConfig) -> list[WorkIt
     chosen = [item for item in items if _matches(item.path, include, exclude)]
     _refuse_twins(chosen, config.name)
     if config.max_files is not None or config.max_bytes is not None:
-        chosen = _sample(chosen, config.max_files, config.max_bytes)
+        chosen = _sample(chosen, config)
     return sorted(chosen, key=lambda item: item.path)
 
 
@@ -100,20 +100,22 @@ def _matches(
     return not any(pattern.fullmatch(path) for pattern in exclude)
 
 
-def _sample(items: list[WorkItem], max_files: int | None, max_bytes: int | None) -> list[WorkItem]:
+def _sample(items: list[WorkItem], config: SourceConfig) -> list[WorkItem]:
+    first = [compile_pattern(pattern) for pattern in config.first]
+
+    def rank(item: WorkItem) -> tuple[bool, int, str]:
+        is_first = any(pattern.fullmatch(item.path) for pattern in first)
+        return not is_first, xxhash.xxh3_64_intdigest(item.path.encode()), item.path
+
     taken, n_bytes = [], 0
-    for item in sorted(items, key=lambda item: (xxhash.xxh3_64_intdigest(_bytes(item)), item.path)):
-        if max_bytes is not None and n_bytes + item.n_bytes > max_bytes:
+    for item in sorted(items, key=rank):
+        if config.max_bytes is not None and n_bytes + item.n_bytes > config.max_bytes:
             continue
-        if len(taken) == max_files:
+        if len(taken) == config.max_files:
             break
         taken.append(item)
         n_bytes += item.n_bytes
     return taken
-
-
-def _bytes(item: WorkItem) -> bytes:
-    return item.path.encode()
 
 
 def _refuse_twins(items: Iterable[WorkItem], source: str) -> None:
