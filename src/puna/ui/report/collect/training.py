@@ -1,0 +1,214 @@
+"""A training job from the ledger: the curve, what was done twice, faults, attempts, goodput."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from puna.core.artifact import Artifact
+from puna.resilience.goodput import elapsed_s, job_goodput
+
+CURVE_FIELDS = ("loss", "lr", "grad_norm", "tokens_per_s", "mfu")
+FINAL_SHARE = 0.05
+"""The final loss is the mean over this share of the last steps (at least one)."""
+_START_FIELDS = (
+    "n_params", "world", "dtype", "steps", "tokens_per_step", "flops_per_token",
+    "peak_flops_measured",
+)  # fmt: skip
+_PHASES = {
+    "train.step": "productive",
+    "train.checkpoint": "checkpoint",
+    "fault.injected": "recomputed",
+    "fault.detected": "detection",
+    "attempt.start": "restart_init",
+    "recovery.start": "restart_init",
+    "recovery.done": "restart_init",
+    "train.start": "restart_init",
+    "train.restore": "restart_init",
+}
+
+
+def training_section(
+    artifact: Artifact | None, events: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Describe the training job of an artifact.
+
+    Args:
+        artifact: Output of a stage that trains; None when the recipe has none.
+        events: The ledger of its run.
+
+    Returns:
+        JSON values; None without an artifact or without events of its job.
+    """
+    if artifact is None:
+        return None
+    own = job_events(artifact.stage, events)
+    if not own:
+        return None
+    steps = [event for event in own if event["kind"] == "train.step"]
+    curve, replaced = _curves(steps)
+    start = next((event for event in reversed(own) if event["kind"] == "train.start"), {})
+    goodput = job_goodput(own)
+    return {
+        "stage": artifact.stage,
+        **{name: start.get(name) for name in _START_FIELDS},
+        "fields": ["step", *CURVE_FIELDS, "attempt"],
+        "curve": curve,
+        "replaced": replaced,
+        "n_steps": goodput.n_steps,
+        "n_tokens": sum(event.get("tokens") or 0 for event in _last_of_each_step(steps)),
+        "first_loss": curve[0][1] if curve else None,
+        "final_loss": _final_loss(curve),
+        "median_tokens_per_s": _median([row[4] for row in curve]),
+        "median_mfu": _median([row[5] for row in curve]),
+        "checkpoint_bytes": next(
+            (e.get("n_bytes") for e in reversed(own) if e["kind"] == "train.checkpoint"), None
+        ),
+        "checkpoints": [
+            {key: event.get(key) for key in ("step", "seconds", "n_bytes")}
+            for event in own
+            if event["kind"] == "train.checkpoint"
+        ],
+        "incidents": _incidents(own, goodput.faults),
+        "attempts": _attempts(own),
+        "goodput": goodput.to_json(),
+    }
+
+
+def job_events(stage: str, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events of a stage's last job, since the stage was last begun from nothing."""
+    own: list[dict[str, Any]] = []
+    for event in events:
+        if event.get("stage") != stage:
+            continue
+        if event["kind"] == "stage.start" and not event.get("resumed"):
+            own.clear()
+        elif event.get("job") is not None:
+            own.append(event)
+    return [event for event in own if event["job"] == own[-1]["job"]]
+
+
+def _last_of_each_step(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events that count: of a step that was done twice the later one."""
+    return [last for _, last in sorted({event["step"]: event for event in steps}.items())]
+
+
+def _curves(steps: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], list[list[list[Any]]]]:
+    """Split the steps into the curve that led to the model and the stretches it replaced."""
+    kept = _last_of_each_step(steps)
+    kept_ids = {id(event) for event in kept}
+    stretches: list[list[dict[str, Any]]] = []
+    for event in steps:
+        if id(event) in kept_ids:
+            continue
+        last = stretches[-1][-1] if stretches else None
+        if last is None or last.get("attempt") != event.get("attempt"):
+            stretches.append([])
+        stretches[-1].append(event)
+    return [_row(event) for event in kept], [[_row(e) for e in stretch] for stretch in stretches]
+
+
+def _row(event: dict[str, Any]) -> list[Any]:
+    values = [_number(event.get(name)) for name in CURVE_FIELDS]
+    return [event["step"], *values, event.get("attempt", 0)]
+
+
+def _number(value: Any) -> float | None:
+    """A finite number or None; the ledger writes NaN and infinity as words."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _final_loss(curve: Sequence[Sequence[Any]]) -> dict[str, Any] | None:
+    n = max(1, round(len(curve) * FINAL_SHARE))
+    last = [row[1] for row in curve[-n:] if row[1] is not None]
+    return {"mean": sum(last) / len(last), "n_steps": len(last)} if last else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = sorted(value for value in values if value is not None)
+    return known[len(known) // 2] if known else None
+
+
+def _incidents(
+    own: Sequence[dict[str, Any]], faults: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What went wrong, in the order in which it did, and whether the recipe asked for it."""
+    injected: list[dict[str, Any]] = []
+    incidents, n_faults = [], 0
+    for event in own:
+        kind = event["kind"]
+        message, step = "", event.get("step")
+        found: dict[str, Any] = {}
+        if kind == "fault.injected":
+            injected.append(event)
+        elif kind == "fault.detected":
+            found, n_faults = dict(faults[n_faults]), n_faults + 1
+            planned = next((e for e in injected if e["rank"] == event.get("rank")), None)
+            found["on_purpose"] = planned is not None
+            if planned is not None:
+                injected.remove(planned)
+        elif kind == "job.start" and event.get("resumed"):
+            message = "the whole run was stopped and started again"
+        elif kind == "train.checkpoint_damaged":
+            message = f"the checkpoint of step {step} was damaged: {event.get('why')}"
+        elif kind == "train.checkpoint_failed":
+            message = f"the checkpoint of step {step} was not saved: {event.get('error')}"
+        if message:
+            found = {"what": kind, "message": message, "step": step, "detect_s": None,
+                     "on_purpose": False}  # fmt: skip
+        if found:
+            at_s = max(0.0, event["t_wall_s"] - own[0]["t_wall_s"])
+            incidents.append({**found, "is_fault": kind == "fault.detected", "after_s": at_s})
+    return incidents
+
+
+def _attempts(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each attempt did and when, for the picture: spans named like the goodput's buckets."""
+    attempts: list[dict[str, Any]] = []
+    now_s, furthest, previous = 0.0, -1, None
+    for event in own:
+        passed_s = elapsed_s(previous, event) if previous is not None else 0.0
+        kind = event["kind"]
+        if kind == "job.start":  # nothing ran before it: the picture leaves that time out
+            passed_s = 0.0
+        if kind == "attempt.start":
+            attempts.append(
+                {"attempt": event.get("attempt"), "start_s": now_s + passed_s, "spans": []}
+            )
+        elif attempts:
+            phase = _PHASES.get(kind, "other")
+            if kind == "train.step" and event["step"] <= furthest:
+                phase = "recomputed"
+            if kind == "fault.detected":
+                detect_s = min(passed_s, max(0.0, event["detect_s"]))
+                _extend(attempts[-1], "recomputed", now_s, passed_s - detect_s)
+                _extend(attempts[-1], phase, now_s + passed_s - detect_s, detect_s)
+            else:
+                _extend(attempts[-1], phase, now_s, passed_s)
+        if kind == "train.step":
+            furthest = max(furthest, event["step"])
+        if attempts:
+            _note(attempts[-1], event, kind)
+        now_s += passed_s
+        previous = event
+    for attempt in attempts:
+        attempt["end_s"] = max([attempt["start_s"], *(end for _, _, end in attempt["spans"])])
+    return attempts
+
+
+def _note(attempt: dict[str, Any], event: dict[str, Any], kind: str) -> None:
+    if kind == "train.step":
+        attempt.setdefault("first_step", event["step"])
+        attempt["last_step"] = event["step"]
+    elif kind == "fault.detected":
+        attempt["fault"] = event.get("message") or event.get("what")
+
+
+def _extend(attempt: dict[str, Any], phase: str, start_s: float, seconds: float) -> None:
+    spans: list[list[Any]] = attempt["spans"]
+    if seconds <= 0:
+        return
+    if spans and spans[-1][0] == phase:
+        spans[-1][2] = start_s + seconds
+    else:
+        spans.append([phase, start_s, start_s + seconds])
