@@ -146,9 +146,10 @@ class TrainingConfig(Config):
             )
         if self.global_batch % self.nproc:
             low = self.global_batch - self.global_batch % self.nproc
+            near = " or ".join(str(rows) for rows in (low, low + self.nproc) if rows)
             raise ValueError(
                 f"global_batch={self.global_batch} rows do not divide among nproc={self.nproc} "
-                f"ranks; use global_batch={low or self.nproc} or {low + self.nproc}"
+                f"ranks; use global_batch={near}"
             )
         if self.micro_batch and self.rank_batch % self.micro_batch:
             fitting = [n for n in range(1, self.rank_batch + 1) if self.rank_batch % n == 0]

@@ -5,11 +5,11 @@ Imports no torch: the work is done by the processes that it starts and watches.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from puna.train.progress import TrainProgress
 from puna.train.spec import JOB_FILE, MODEL_DIR, STATE_DIR, JobSpec, SourceSpec, plain_training
 
 LOADER_FILE = "loader.json"
-"""How the batches are made, for `puna lineage`: factory and arguments, steps, sequence length."""
+"""How the batches were made, for `puna lineage`: factory, its arguments, number of steps."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-PACKED_LOADER = "puna.tokens.loader:PackedLoader"
 
 
 @stage(
@@ -41,19 +40,13 @@ PACKED_LOADER = "puna.tokens.loader:PackedLoader"
 def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Train a Llama from random weights on the packed token shards."""
     tokens, tokenizer = inputs["tokens"], inputs["tokenizer"]
-    index = json.loads(tokens.file("index.json").read_text(encoding="utf-8"))
-    model = cfg.model.resolve(index["vocab_size"])
-    source = SourceSpec(
-        PACKED_LOADER,
-        {
-            "folder": str(tokens.path.resolve()),
-            "split": "train",
-            "weights": dict(cfg.weights) or None,
-            "seq_len": cfg.seq_len,
-            "global_batch": cfg.global_batch,
-            "seed": cfg.seed,
-        },
+    from puna.tokens.loader import PackedLoader
+
+    loader = PackedLoader(
+        tokens.path, "train", dict(cfg.weights) or None, cfg.seq_len, cfg.global_batch, cfg.seed
     )
+    source = SourceSpec(**loader.spec())
+    model = cfg.model.resolve(loader.vocab_size)
     return train_job(
         cfg, model, source, out, events, tokenizer=tokenizer.path, name="train.pretrain"
     )
@@ -110,16 +103,7 @@ def train_job(
         special_ids=_special_ids(tokenizer) if tokenizer else {},
         training=plain_training(cfg),
     )
-    write_json(
-        out / LOADER_FILE,
-        {
-            "factory": source.factory,
-            "kwargs": source.kwargs,
-            "steps": cfg.n_steps,
-            "seq_len": cfg.seq_len,
-            "global_batch": cfg.global_batch,
-        },
-    )
+    write_json(out / LOADER_FILE, {**asdict(source), "steps": cfg.n_steps})
     policy = RestartPolicy(
         max_restarts=cfg.restart.max_restarts,
         hang_timeout_s=cfg.restart.hang_timeout_s,

@@ -16,6 +16,7 @@ from puna.core.fsio import hash_file, write_json
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
+_LENGTH_BYTES = 8  # of the header's length, at the start of a safetensors file
 _STEP_DIR = re.compile(r"step-(\d{8})")
 
 
@@ -57,7 +58,12 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def seal(folder: Path, *, step: int, world: int, identity: str, dtype: str) -> Manifest:
-    """Hash the files of a written checkpoint and write its manifest."""
+    """Hash the files of a written checkpoint and write its manifest.
+
+    Equal states give equal files: safetensors writes its header in random order, here it is sorted.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        _sort_header(path)
     files = tuple(
         {
             "path": path.relative_to(folder).as_posix(),
@@ -100,6 +106,21 @@ def verify(folder: Path) -> Manifest:
                 f"{path.name} has another content than it was written with"
             )
     return manifest
+
+
+def _sort_header(path: Path) -> None:
+    """Put the metadata in a safetensors header in order, in place (same text, same length)."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            notes = header.pop("__metadata__")
+            header = {"__metadata__": dict(sorted(notes.items())), **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise ValueError(f"{path}: the header does not fit")
+        file.seek(_LENGTH_BYTES)
+        file.write(text.ljust(length))
 
 
 class DamagedCheckpointError(Exception):

@@ -7,8 +7,10 @@ the earlier checkpoints as they were. DCP's own format is not used: its metadata
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -177,11 +179,21 @@ class CheckpointStore:
     def _write(self, partial: Path, tensors: Mapping[str, Tensor]) -> None:
         partial.mkdir(parents=True, exist_ok=True)
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=self._world.mesh is None)
+        with _knowing_that_one_rank_is_alone():
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=self._world.mesh is None)
 
     def _read(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         reader = HuggingFaceStorageReader(str(folder))
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=self._world.mesh is None)
+        with _knowing_that_one_rank_is_alone():
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=self._world.mesh is None)
+
+
+@contextlib.contextmanager
+def _knowing_that_one_rank_is_alone() -> Iterator[None]:
+    """DCP warns that it takes a world of one, also when it was told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _explain(error: CheckpointException, partial: Path) -> PunaError:
