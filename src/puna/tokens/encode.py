@@ -87,4 +87,6 @@ def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Le
         "units_resumed": n_resumed,
         "tokens_per_s": n_tokens / max(seconds, 1e-9),
         "mb_per_s": n_new_bytes / 1e6 / max(seconds, 1e-9),
+        "headline": f"{format_count(totals['tokens'])} tokens, "
+        f"{totals['bytes_per_token']:.2f} bytes per token",
     }

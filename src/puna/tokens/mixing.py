@@ -13,6 +13,7 @@ after D rows and the source of *any* row, however far, is found from one period.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -53,7 +54,7 @@ def check_weights(
     for source, weight in weights.items():
         if source not in n_tokens:
             raise PunaError(f"weight of an unknown source {source!r}", f"{where} has: {known}")
-        number = isinstance(weight, int | float | Fraction) and not isinstance(weight, bool)
+        number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or weight < 0:
             raise PunaError(f"weight of source {source!r} is {weight!r}, not a number >= 0",
                             "give every source a weight of 0 or more")  # fmt: skip
@@ -105,7 +106,7 @@ class Assignment:
         # deficits[i] = N * units[i] - period * count[i]: how far source i lags, in 1/period rows
         self._deficits = [0] * len(self._units)
         self._choices = np.empty(0, np.int32)
-        self._counts = np.zeros((1, len(self._units)), np.int64)
+        self._counts = [np.zeros(len(self._units), np.int64)]
 
     def rows(self, first: int, n: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
         """Return, for rows first..first+n-1, the source's index and the row's number within it."""
@@ -138,7 +139,7 @@ class Assignment:
             block = np.array([self._choose() for _ in range(n_block)], np.int32)
             self._choices = np.concatenate([self._choices, block])
             last = self._counts[-1] + np.bincount(block, minlength=len(self._units))
-            self._counts = np.concatenate([self._counts, last[None]])
+            self._counts.append(last)
 
     def _choose(self) -> int:
         """Take the source whose deadline comes first among those that lag enough (Tijdeman)."""

@@ -80,6 +80,7 @@ def train_tokenizer(
     bpe.check_enough(len(ranks), n_ranks, cfg.n_special, choice.n_bytes)
     tokenizer = Tokenizer(bpe.definition(ranks, cfg.n_special), bpe.tokenizer_config())
     tokenizer.save(out)
+    per_token = _bytes_per_token(tokenizer, samples)
     seconds = time.monotonic() - start_s
     return {
         "vocab_size": tokenizer.vocab_size,
@@ -87,10 +88,11 @@ def train_tokenizer(
         "docs": choice.n_docs,
         "bytes": choice.n_bytes,
         "corpus_bytes": choice.corpus_bytes,
-        "bytes_per_token": _bytes_per_token(tokenizer, samples),
+        "bytes_per_token": per_token,
         "digest": tokenizer.digest,
         "seconds": seconds,
         "mb_per_s": choice.n_bytes / 1e6 / max(seconds, 1e-9),
+        "headline": f"{tokenizer.vocab_size} ids from {choice.n_bytes / 1e6:.1f} MB of text",
     }
 
 
