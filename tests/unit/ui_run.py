@@ -200,8 +200,9 @@ def train_stage(
         step_events(0, fault_step, 0)
         back = fault_step // 40 * 40
         run.emit("fault.injected", 0.1, step=fault_step, rank=1, what="kill", **own)
+        message = f"rank 1 was killed at step {fault_step}"
         run.emit("fault.detected", 0.07, attempt=0, what="killed", rank=1, step=fault_step,
-                 detect_s=0.07, message=f"rank 1 was killed at step {fault_step}", **own)  # fmt: skip
+                 detect_s=0.07, message=message, **own)  # fmt: skip
         run.emit("recovery.start", 0.05, attempt=1, **own)
         start(1, back)
         run.emit("recovery.done", 0.05, attempt=1, step=back, seconds=4.6,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 from markupsafe import Markup
 
@@ -41,6 +42,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
+        """Return the pixel of a value; the middle when the scale is empty."""
         span = self.high - self.low
         share = (value - self.low) / span if span else 0.5
         return self.start + share * (self.end - self.start)
@@ -117,7 +119,7 @@ class Svg:
     name: str
     _parts: list[str] = field(default_factory=list)
 
-    def add(self, tag: str, *, tip: str = "", text: str = "", **attributes: object) -> None:
+    def add(self, tag: str, *, tip: str = "", text: str = "", **attributes: Any) -> None:
         """Add an element.
 
         Args:
@@ -131,30 +133,30 @@ class Svg:
         inner = (f"<title>{escape(tip)}</title>" if tip else "") + escape(text)
         self._parts.append(f"<{tag}{written}>{inner}</{tag}>" if inner else f"<{tag}{written}/>")
 
-    def text(self, x: float, y: float, text: str, cls: str = "", **attributes: object) -> None:
+    def text(self, x: float, y: float, text: str, cls: str = "", **attributes: Any) -> None:
         """Add a line of text; ``y`` is its baseline."""
         self.add("text", text=text, x=x, y=y, cls=cls or None, **attributes)
 
     def rect(
-        self, x: float, y: float, width: float, height: float, cls: str, **attributes: object
+        self, x: float, y: float, width: float, height: float, cls: str, **attributes: Any
     ) -> None:
         """Add a rectangle; a negative size counts as zero."""
         size = {"width": max(width, 0.0), "height": max(height, 0.0)}
         self.add("rect", x=x, y=y, **size, cls=cls, **attributes)
 
-    def line(self, a: Point, b: Point, cls: str, **attributes: object) -> None:
+    def line(self, a: Point, b: Point, cls: str, **attributes: Any) -> None:
         """Add a straight line."""
         self.add("line", x1=a[0], y1=a[1], x2=b[0], y2=b[1], cls=cls, **attributes)
 
-    def polyline(self, points: Sequence[Point], cls: str, **attributes: object) -> None:
+    def polyline(self, points: Sequence[Point], cls: str, **attributes: Any) -> None:
         """Add a line through points; gaps are points with NaN."""
         self.add("path", d=polyline_path(points), cls=cls, **attributes)
 
-    def path(self, d: str, cls: str, **attributes: object) -> None:
+    def path(self, d: str, cls: str, **attributes: Any) -> None:
         """Add a path."""
         self.add("path", d=d, cls=cls, **attributes)
 
-    def circle(self, x: float, y: float, r: float, cls: str, **attributes: object) -> None:
+    def circle(self, x: float, y: float, r: float, cls: str, **attributes: Any) -> None:
         """Add a circle."""
         self.add("circle", cx=x, cy=y, r=r, cls=cls, **attributes)
 

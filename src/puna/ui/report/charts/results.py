@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -118,18 +118,18 @@ def draw_lineage(nodes: Sequence[dict[str, Any]], width: float, name: str) -> Sv
     for index, node in enumerate(nodes):
         y = row_height * index + row_height / 2
         svg.circle(spine, y, 5.0, "node" + (" node-root" if not node["inputs"] else ""))
-        foreign = [one for one in node["inputs"] if one["fingerprint"] not in place]
-        _node_text(svg, node, foreign, spine + 16, y, wide)
+        _node_text(svg, node, place, spine + 16, y, wide)
     return svg
 
 
 def _node_text(
-    svg: Svg, node: dict[str, Any], foreign: Sequence[dict[str, Any]], x: float, y: float,
-    wide: bool,
-) -> None:  # fmt: skip
-    inputs = ", ".join(one["name"] for one in node["inputs"]) or "raw input"
-    if foreign:
-        inputs += " (" + ", ".join(f"{one['stage']} of another run" for one in foreign) + ")"
+    svg: Svg, node: dict[str, Any], place: Mapping[str, int], x: float, y: float, wide: bool
+) -> None:
+    names = [
+        one["name"] if one["fingerprint"] in place else f"{one['name']} (elsewhere)"
+        for one in node["inputs"]
+    ]
+    inputs = ", ".join(names) or "raw input"
     identity = node["fingerprint"][:12]
     if not wide:
         svg.text(x, y - 2, node["stage"], "t strong")

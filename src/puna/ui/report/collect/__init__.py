@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from puna.core.artifact import Artifact
-from puna.core.ledger import read_events
+from puna.core.ledger import LEDGER_FILE, read_events
 from puna.ui.report.collect.data import data_section
 from puna.ui.report.collect.record import lineage_section, run_section, stages_section
 from puna.ui.report.collect.results import (
@@ -30,15 +30,16 @@ def collect(
 
     Args:
         inputs: Finished artifacts by the name of the input; any subset.
-        ledger: The run's ledger; None or a missing file is an empty one.
+        ledger: The run's ledger, for its name. What happened is read from the ledger beside each
+            artifact: an input may come from another run.
         title: Heading; the name of the run when empty.
         max_reasons: Rejection reasons named per stage; the rest is summed up.
 
     Returns:
         JSON values: what ``report.json`` holds. A section without its stages is None.
     """
-    events = list(read_events(ledger)) if ledger is not None else []
     artifacts = sorted(inputs.values(), key=lambda item: item.record["started_at"])
+    events = _events(artifacts)
     stages = stages_section(artifacts, events)
     tokens = tokens_section(inputs)
     value: dict[str, Any] = {
@@ -57,3 +58,13 @@ def collect(
     value["headline"] = headline(value)
     value["story"] = story(value)
     return value
+
+
+def _events(artifacts: Sequence[Artifact]) -> dict[str, list[dict[str, Any]]]:
+    """The events of each stage, from the ledger of the run that its artifact stands in."""
+    ledgers = {artifact.stage: artifact.path.parent / LEDGER_FILE for artifact in artifacts}
+    known = {path: list(read_events(path)) for path in set(ledgers.values())}
+    return {
+        stage: [event for event in known[path] if event.get("stage") == stage]
+        for stage, path in ledgers.items()
+    }

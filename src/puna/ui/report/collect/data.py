@@ -52,7 +52,7 @@ def data_section(
 def _step(
     stage: str, flow: dict[str, Any], bytes_per_token: dict[str, float], max_reasons: int
 ) -> dict[str, Any]:
-    by_source = {}
+    by_source: dict[str, dict[str, Any]] = {}
     for source, row in flow.items():
         rejected = _explained(row)
         by_source[source] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,15 @@ def run_section(
 
 
 def stages_section(
-    artifacts: Sequence[Artifact], events: Sequence[dict[str, Any]]
+    artifacts: Sequence[Artifact], events: Mapping[str, Sequence[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """Tell, per stage, when it ran (every attempt), how fast and what it left."""
-    return [_stage(artifact, events) for artifact in artifacts]
+    return [_stage(artifact, events[artifact.stage]) for artifact in artifacts]
 
 
 def _stage(artifact: Artifact, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     record, metrics = artifact.record, artifact.metrics
-    attempts = stage_attempts(artifact.stage, events) or [
+    attempts = stage_attempts(events) or [
         {"started_at": record["started_at"], "ended_at": record["ended_at"], "status": "done"}
     ]
     return {
@@ -86,8 +86,8 @@ def _result(metrics: dict[str, Any]) -> str:
     return f"{docs:,} of {docs_in:,} documents, {format_bytes(n_bytes)}"
 
 
-def stage_attempts(stage: str, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """List the attempts at a stage since it was last begun from nothing.
+def stage_attempts(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """List the attempts at a stage, from its events, since it was last begun from nothing.
 
     An attempt that was killed has no last word; it counts up to its last event.
 
@@ -96,8 +96,6 @@ def stage_attempts(stage: str, events: Sequence[dict[str, Any]]) -> list[dict[st
     """
     attempts: list[dict[str, Any]] = []
     for event in events:
-        if event.get("stage") != stage:
-            continue
         kind, now = event["kind"], event["t_wall_s"]
         if kind == "stage.start":
             if not event.get("resumed"):
@@ -160,5 +158,17 @@ def _recipe_toml(artifacts: Sequence[Artifact]) -> str:
         *parents, last = artifact.stage.split(".")
         for part in parents:
             node = node.setdefault(part, {})
-        node[last] = toml_values(artifact.config)
+        node[last] = _without_access(toml_values(artifact.config))
     return tomli_w.dumps(sections)
+
+
+def _without_access(value: Any) -> Any:
+    """A report is passed on: how a store is reached, keys included, stays out of it."""
+    if isinstance(value, dict):
+        return {
+            key: dict.fromkeys(item, "(not shown)")
+            if key == "storage_options" and isinstance(item, dict)
+            else _without_access(item)
+            for key, item in value.items()
+        }
+    return [_without_access(item) for item in value] if isinstance(value, list) else value

@@ -27,7 +27,7 @@ def model_section(inputs: Mapping[str, Artifact]) -> dict[str, Any] | None:
 
 
 def tuning_section(
-    inputs: Mapping[str, Artifact], events: Sequence[dict[str, Any]]
+    inputs: Mapping[str, Artifact], events: Mapping[str, Sequence[dict[str, Any]]]
 ) -> dict[str, Any] | None:
     """Describe the fine-tuning: its pairs and its loss; None when there is none."""
     pairs, sft = inputs.get("pairs"), inputs.get("sft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.core.artifact import Artifact
@@ -11,6 +11,8 @@ from puna.resilience.goodput import elapsed_s, job_goodput
 CURVE_FIELDS = ("loss", "lr", "grad_norm", "tokens_per_s", "mfu")
 FINAL_SHARE = 0.05
 """The final loss is the mean over this share of the last steps (at least one)."""
+MOST_ROWS = 20_000
+"""Rows of a curve that the report keeps."""
 _START_FIELDS = (
     "n_params", "world", "dtype", "steps", "tokens_per_step", "flops_per_token",
     "peak_flops_measured",
@@ -29,20 +31,20 @@ _PHASES = {
 
 
 def training_section(
-    artifact: Artifact | None, events: Sequence[dict[str, Any]]
+    artifact: Artifact | None, events: Mapping[str, Sequence[dict[str, Any]]]
 ) -> dict[str, Any] | None:
     """Describe the training job of an artifact.
 
     Args:
         artifact: Output of a stage that trains; None when the recipe has none.
-        events: The ledger of its run.
+        events: Stage -> its events.
 
     Returns:
         JSON values; None without an artifact or without events of its job.
     """
     if artifact is None:
         return None
-    own = job_events(artifact.stage, events)
+    own = job_events(events[artifact.stage])
     if not own:
         return None
     steps = [event for event in own if event["kind"] == "train.step"]
@@ -53,8 +55,8 @@ def training_section(
         "stage": artifact.stage,
         **{name: start.get(name) for name in _START_FIELDS},
         "fields": ["step", *CURVE_FIELDS, "attempt"],
-        "curve": curve,
-        "replaced": replaced,
+        "curve": _sampled(curve),
+        "replaced": [_sampled(stretch) for stretch in replaced],
         "n_steps": goodput.n_steps,
         "n_tokens": sum(event.get("tokens") or 0 for event in _last_of_each_step(steps)),
         "first_loss": curve[0][1] if curve else None,
@@ -75,12 +77,10 @@ def training_section(
     }
 
 
-def job_events(stage: str, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def job_events(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the events of a stage's last job, since the stage was last begun from nothing."""
     own: list[dict[str, Any]] = []
     for event in events:
-        if event.get("stage") != stage:
-            continue
         if event["kind"] == "stage.start" and not event.get("resumed"):
             own.clear()
         elif event.get("job") is not None:
@@ -106,6 +106,12 @@ def _curves(steps: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], list[list
             stretches.append([])
         stretches[-1].append(event)
     return [_row(event) for event in kept], [[_row(e) for e in stretch] for stretch in stretches]
+
+
+def _sampled(rows: list[list[Any]]) -> list[list[Any]]:
+    """At most about ``MOST_ROWS`` rows of a long run, evenly spaced, the last one included."""
+    every = max(1, len(rows) // MOST_ROWS)
+    return rows if every == 1 else rows[::-1][::every][::-1]
 
 
 def _row(event: dict[str, Any]) -> list[Any]:
