@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ def test_ticks_are_round_even_and_inside(low: float, span: float, n: int) -> Non
     slack = 1e-6 * max(abs(low), abs(high), span)
     assert len(ticks) <= n + 2
     assert all(low - slack <= tick <= high + slack for tick in ticks)
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(ticks)]
     assert all(math.isclose(step, steps[0], rel_tol=1e-3, abs_tol=slack) for step in steps)
 
 

@@ -312,7 +312,7 @@ def test_lineage_follows_fingerprints(run: Any, made: tuple[dict[str, Any], str]
         assert artifact.fingerprint[:16] in text
     value, html = make(run, "sft")
     assert {one["in_report"] for one in value["lineage"][0]["inputs"]} == {False}
-    assert "of another run" in html
+    assert "pairs (elsewhere)" in html
 
 
 def test_attempts_of_a_stage_that_was_killed() -> None:
