@@ -16,6 +16,7 @@ from puna.core.ledger import Ledger
 from puna.model.config import LlamaConfig
 from puna.post.sft import SftConfig, fine_tune
 from puna.tokens import bpe
+from puna.tokens.lineage import step_lineage
 from puna.tokens.tokenizer import Tokenizer
 
 N_SPECIAL = 12
@@ -78,21 +79,24 @@ def tune(root: Path, inputs: dict[str, Artifact], **config: Any) -> dict[str, An
 @pytest.mark.distributed
 def test_fine_tuning_learns_the_answers_and_repeats_bit_for_bit(tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path, PAIRS)
-    metrics = tune(tmp_path, inputs, epochs=6)
+    metrics = tune(tmp_path, inputs, epochs=4)
     assert metrics["conversations"] == {"in": 41, "kept": 40, "rejected": {"too_long": 1}}
     assert metrics["label_check"]["n_conversations"] >= 4
     example = metrics["label_check"]["example"]
     number = int(example["pair_id"][1:])
     assert example["labels"] == f"it is {number}<|eot_id|>"
-    assert metrics["final_loss"] < metrics["first_loss"] / 2
-    assert metrics["epochs"] == pytest.approx(6, abs=0.5)
+    assert metrics["final_loss"] < 0.7 * metrics["first_loss"]
+    assert metrics["epochs"] == pytest.approx(4, abs=0.5)
     out = tmp_path / "post.sft.partial"
     assert (out / "model" / "tokenizer.json").is_file()
-    loader = json.loads((out / "loader.json").read_text())
-    assert loader["kwargs"]["folder"] == str((tmp_path / "post.sft" / "conversations").resolve())
+    (tmp_path / "post.sft").symlink_to(out)  # what the runner's rename does
+    rows = step_lineage(tmp_path, 0, "post.sft")
+    documents = {part["document_id"] for row in rows for part in row["segments"]}
+    assert documents <= {f"d{i:03d}" for i in range(40)}
+    assert len(rows) == 4
     first = hash_file(out / "model" / "model.safetensors")
     remove_tree(out)
-    tune(tmp_path, inputs, epochs=6)
+    tune(tmp_path, inputs, epochs=4)
     assert hash_file(out / "model" / "model.safetensors") == first
 
 

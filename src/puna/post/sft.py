@@ -8,14 +8,12 @@ checkpoints, supervision and exact resume as pretraining.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from puna.core.errors import PunaError
-from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
 from puna.core.progress import say
 from puna.core.stage import Artifacts, Metrics, stage
@@ -25,12 +23,11 @@ from puna.post.pairs import PAIRS_FILE, read_pairs
 from puna.tokens.tokenizer import load_tokenizer
 from puna.train.config import AdamWConfig, OptimConfig, TrainingConfig
 from puna.train.spec import MODEL_DIR, SourceSpec
-from puna.train.stage import LOADER_FILE, train_job
+from puna.train.stage import train_job
 
 CONVERSATIONS_DIR = "conversations"
 FACTORY = "puna.post.batches:build_source"
 DEFAULT_EPOCHS = 2
-_PARTIAL = ".partial"
 
 
 class SftConfig(TrainingConfig):
@@ -106,7 +103,6 @@ def fine_tune(cfg: SftConfig, inputs: Artifacts, out: Path, events: Ledger) -> M
         training, read_hf_config(weights), source, out, events,
         tokenizer=inputs["tokenizer"].path, weights=weights, name="post.sft",
     )  # fmt: skip
-    _point_to_final_folder(out)
     n_tokens, n_labels = len(conversations.tokens), int(conversations.is_assistant.sum())
     return {
         **metrics,
@@ -129,15 +125,6 @@ def _training(cfg: SftConfig, batches: SftBatches) -> TrainingConfig:
     except ValidationError as error:  # a fault after the last step: known only now
         text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise PunaError(f"[post.sft] {text}", "correct the section") from error
-
-
-def _point_to_final_folder(out: Path) -> None:
-    """Make ``loader.json`` name the folder that ``out`` becomes when the stage is finished."""
-    path = out / LOADER_FILE
-    loader: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    final = out.resolve().with_name(out.name.removesuffix(_PARTIAL))
-    loader["kwargs"]["folder"] = str(final / CONVERSATIONS_DIR)
-    write_json(path, loader)
 
 
 def _headline(metrics: Metrics, n_conversations: int) -> str:
