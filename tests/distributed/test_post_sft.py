@@ -131,4 +131,6 @@ def test_fields_keep_their_defaults() -> None:
     config = SftConfig()
     assert (config.epochs, config.steps, config.optim.lr) == (None, None, 2e-5)
     assert config.with_steps(7).n_steps == 7
+    assert config.with_steps(7).optim.lr == 2e-5
+    assert SftConfig(optim={"weight_decay": 0.0}).optim.lr == 2e-5
     assert SftConfig(tokens=10_000, seq_len=100, global_batch=10).with_steps(None).n_steps == 10

@@ -21,7 +21,7 @@ from puna.model.formats.hf_config import read_hf_config
 from puna.post.batches import SftBatches, check_labels, encode_pairs
 from puna.post.pairs import PAIRS_FILE, read_pairs
 from puna.tokens.tokenizer import load_tokenizer
-from puna.train.config import AdamWConfig, OptimConfig, TrainingConfig
+from puna.train.config import AdamWConfig, TrainingConfig
 from puna.train.spec import MODEL_DIR, SourceSpec
 from puna.train.stage import train_job
 
@@ -30,14 +30,21 @@ FACTORY = "puna.post.batches:build_source"
 DEFAULT_EPOCHS = 2
 
 
+class SftAdamWConfig(AdamWConfig):
+    """AdamW with Llama 2's peak rate for fine-tuning."""
+
+    lr: float = Field(default=2e-5, gt=0)
+    """Peak learning rate; 2e-5 is Llama 2's (Touvron et al., 2023). Small models want more."""
+
+
 class SftConfig(TrainingConfig):
     """Supervised fine-tuning of the pretrained model on instruction pairs."""
 
     epochs: int | None = Field(default=None, ge=1)
     """Times that every conversation is seen; instead of `steps` or `tokens`. 2 when none of the
     three is given."""
-    optim: OptimConfig = Field(default_factory=lambda: AdamWConfig(lr=2e-5))
-    """Optimiser; the default rate is Llama 2's for fine-tuning (2e-5). Small models want more."""
+    optim: SftAdamWConfig = Field(default_factory=SftAdamWConfig)
+    """Optimiser."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -54,7 +61,8 @@ class SftConfig(TrainingConfig):
     def with_steps(self, steps: int | None) -> TrainingConfig:
         """Return the plain training configuration with this number of steps."""
         values = {name: getattr(self, name) for name in TrainingConfig.model_fields}
-        return TrainingConfig.model_validate({**values, "steps": steps})
+        optim = AdamWConfig.model_validate(self.optim.model_dump())
+        return TrainingConfig.model_validate({**values, "optim": optim, "steps": steps})
 
 
 @stage(
