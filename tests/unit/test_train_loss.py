@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from puna.train.loss import NO_LABEL, cross_entropy_sum
+from puna.tokens.loader import NO_LABEL
+from puna.train.loss import cross_entropy_sum
 
 B, T, D, V = 3, 17, 8, 50
 

@@ -3,37 +3,27 @@
 Nothing here depends on which attempt it is or on how many ranks there are: the batch, the learning
 rate and the random numbers of a step are functions of the step alone, and the rest of the state
 (weights, optimiser) is in the checkpoint. So a run that was killed ends like one that was not.
-
-Shapes: B rows of this rank, T tokens per row.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
 from puna.model.accounting import account
 from puna.model.formats.hf import iter_hf_tensors
-from puna.model.llama import Llama
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.export import export_model
-from puna.train.loss import NO_LABEL, cross_entropy_sum
 from puna.train.metrics import StepMeter, peak_flops
 from puna.train.optim import make_optimizer, set_lr, state_tensors
-from puna.train.parallel.fsdp import build_sharded, fill, random_weights, set_gradient_sync
+from puna.train.parallel.fsdp import build_sharded, fill, random_weights
 from puna.train.parallel.world import World
 from puna.train.precision import Precision, decide_precision
 from puna.train.schedule import lr_factor
 from puna.train.spec import CHECKPOINTS_DIR, JobSpec
+from puna.train.step import TensorBatch, check_finite, clip_gradients, forward_backward
 
 
 def train(
@@ -93,11 +83,11 @@ def train(
         meter.begin()
         torch.manual_seed(_mix_seed(cfg.seed, step, world.rank))
         lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
-        batch = _to_device(source.batch(step, world.rank, world.size), world)
-        loss = _forward_backward(model, batch, cfg.micro_batch or cfg.rank_batch, precision, world)
+        batch = TensorBatch.of(source.batch(step, world.rank, world.size), world.device)
+        loss = forward_backward(model, batch, cfg.micro_batch or cfg.rank_batch, precision, world)
         injector.at(step)
-        grad_norm = _clip(model, cfg.clip_norm)
-        _check_finite(step, loss, grad_norm, lr)
+        grad_norm = clip_gradients(model, cfg.clip_norm)
+        check_finite(step, loss, grad_norm, lr)
         set_lr(optimizer, lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -112,73 +102,6 @@ def train(
     heart.beat("save", cfg.n_steps)
     export_model(spec, model, world)
     heart.beat("done", cfg.n_steps)
-
-
-@dataclass(frozen=True)
-class _TensorBatch:
-    tokens_BT: Tensor
-    labels_BT: Tensor
-    doc_ids_BT: Tensor
-    positions_BT: Tensor
-
-    def split(self, n_rows: int) -> Iterator[_TensorBatch]:
-        """Cut into micro-batches of ``n_rows`` rows."""
-        parts = (self.tokens_BT, self.labels_BT, self.doc_ids_BT, self.positions_BT)
-        for pieces in zip(*(part.split(n_rows) for part in parts), strict=True):
-            yield _TensorBatch(*pieces)
-
-
-def _to_device(batch: object, world: World) -> _TensorBatch:
-    names = ("tokens_BT", "labels_BT", "doc_ids_BT", "positions_BT")
-    return _TensorBatch(
-        *(torch.from_numpy(getattr(batch, name)).to(world.device) for name in names)
-    )
-
-
-def _forward_backward(
-    model: Llama, batch: _TensorBatch, micro_batch: int, precision: Precision, world: World
-) -> float:
-    """Leave the gradient of the mean loss per labelled token in ``.grad``; return that loss.
-
-    The mean is over the *global* batch, known before the first forward pass, so that it does not
-    matter how rows and ranks divide the labels.
-    """
-    (n_labelled,) = world.sum([float((batch.labels_BT != NO_LABEL).sum())])
-    if n_labelled == 0:
-        raise PunaError("a batch has no labelled token", "look at how the labels are made")
-    parts = list(batch.split(micro_batch))
-    total = torch.zeros((), device=world.device)
-    for index, part in enumerate(parts):
-        set_gradient_sync(model, index == len(parts) - 1)
-        with precision.context(world.device):
-            hidden_BTD = model.hidden(part.tokens_BT, part.positions_BT, part.doc_ids_BT)
-        loss = cross_entropy_sum(
-            hidden_BTD, model.output_weight, part.labels_BT, dtype=precision.dtype
-        )
-        loss = loss / n_labelled
-        loss.backward()
-        total += loss.detach()
-    return world.sum([total.item()])[0]
-
-
-def _clip(model: Llama, max_norm: float) -> float:
-    """Scale the gradient down to ``max_norm`` (0: leave it); return its norm before."""
-    grads = [param.grad for param in model.parameters() if param.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    if max_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
-    return norm.item()
-
-
-def _check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise PunaError(
-            f"step {step}: the loss is {loss} and the gradient's norm {grad_norm} (lr {lr:.3g})",
-            "lower optim.lr, lengthen schedule.warmup or lower clip_norm; the checkpoints before "
-            "this step are good",
-        )
 
 
 def _mix_seed(seed: int, step: int, rank: int) -> int:

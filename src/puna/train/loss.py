@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-NO_LABEL = -100
+from puna.tokens.loader import NO_LABEL
+
 _CHUNK_ELEMENTS = 1 << 24  # logits per chunk: 64 MB in fp32
 
 
