@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from puna.core.units import format_bytes, format_count, format_duration
 from puna.ui.report.charts.curves import draw_curves
@@ -25,6 +26,7 @@ from puna.ui.report.charts.time import (
     draw_attempts,
     draw_goodput,
     draw_timeline,
+    n_pauses,
 )
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -61,6 +63,7 @@ def render(value: dict[str, Any], *, max_samples: int = 12) -> str:
         "n": lambda number: f"{number:,}",
         "pct": lambda share: f"{share:.1%}",
         "date": _date,
+        "ticks": _ticks,
     }
     data, tokens = value["data"], value["tokens"]
     sources = data["sources"] if data is not None else list(tokens["sources"]) if tokens else []
@@ -75,6 +78,7 @@ def render(value: dict[str, Any], *, max_samples: int = 12) -> str:
         bucket_meaning=BUCKET_MEANING,
         part_names=PART_NAMES,
         shape_of=shape_of,
+        n_pauses=n_pauses(value["stages"]),
     )
 
 
@@ -101,6 +105,11 @@ def _figures(value: dict[str, Any]) -> dict[str, Markup]:
     if evaluation is not None:
         figures["evaluation"] = figure("bpb", lambda w, n: draw_evaluation(evaluation, w, n))
     return figures
+
+
+def _ticks(text: str) -> Markup:
+    """Escape a text and set what stands in back ticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _date(wall_s: float | None) -> str:

@@ -120,7 +120,7 @@ def _draw_dropped(
         y = across + 9
     for reason in shown:
         amount = _short(reason[unit], unit)
-        lines.append((shorten(f"{reason['reason']} {amount}", room), "t muted"))
+        lines.append((shorten(f"{amount} {reason['reason']}", room), "t muted num"))
     hidden = step["n_reasons"] - len(shown)
     if hidden > 0:
         lines.append((f"and {hidden} more reason{'s' if hidden > 1 else ''}", "t muted"))

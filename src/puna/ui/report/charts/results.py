@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from puna.ui.report.charts.frame import fits, shorten, x_axis
-from puna.ui.report.svg import Scale, Svg, padded
+from puna.ui.report.svg import Scale, Svg, number, padded
 
 PART_NAMES = {
     "embedding": "embedding",
@@ -91,32 +91,34 @@ def _mark(svg: Svg, index: int, n: int, x: float, y: float, tip: str) -> None:
 def draw_lineage(nodes: Sequence[dict[str, Any]], width: float, name: str) -> Svg:
     """Draw the stages in the order in which they were made; arcs lead from input to output."""
     wide = width > 500
-    row_height = 34.0 if wide else 46.0
+    row = 34.0 if wide else 46.0
     place = {node["fingerprint"]: index for index, node in enumerate(nodes)}
-    spine = 150.0 if wide else 70.0
+    edges = [
+        (place[one["fingerprint"]], index, one["name"])
+        for index, node in enumerate(nodes)
+        for one in node["inputs"]
+        if one["fingerprint"] in place
+    ]
+    most = 120.0 if wide else 56.0
+    reaches = [14 + most * ((end - start - 1) / max(len(nodes) - 1, 1)) ** 0.7
+               for start, end, _ in edges]  # fmt: skip
+    spine = max(reaches, default=0.0) * 0.75 + 10  # a cubic goes three quarters of the way
     desc = "; ".join(
         f"{node['stage']} from {', '.join(one['stage'] for one in node['inputs']) or 'raw input'}"
         for node in nodes
     )
-    height = row_height * max(len(nodes), 1)
-    svg = Svg(width, height, "Lineage of the run", f"{desc}.", name)
-    deepest = max(len(nodes) - 1, 1)
+    svg = Svg(width, row * max(len(nodes), 1), "Lineage of the run", f"{desc}.", name)
+    for (start, end, input_name), reach in zip(edges, reaches, strict=True):
+        y, y_end, bend = (start + 0.5) * row, (end + 0.5) * row, spine - reach
+        tip = f"{nodes[start]['stage']} to {nodes[end]['stage']} ({input_name})"
+        svg.path(
+            f"M{number(spine)},{number(y)}C{number(bend)},{number(y)} "
+            f"{number(bend)},{number(y_end)} {number(spine)},{number(y_end)}",
+            "edge" if end - start > 1 else "edge direct",
+            tip=tip,
+        )
     for index, node in enumerate(nodes):
-        y = row_height * index + row_height / 2
-        for upstream in node["inputs"]:
-            origin = place.get(upstream["fingerprint"])
-            if origin is None:
-                continue
-            start = row_height * origin + row_height / 2
-            reach = (spine - 12) * (0.12 + 0.88 * ((index - origin - 1) / deepest) ** 0.7)
-            bend = spine - 6 - reach
-            cls = "edge" if index - origin > 1 else "edge direct"
-            ends = (f"{spine:.1f},{start:.1f}", f"{spine:.1f},{y:.1f}")
-            bends = (f"{bend:.1f},{start:.1f}", f"{bend:.1f},{y:.1f}")
-            tip = f"{upstream['stage']} to {node['stage']} ({upstream['name']})"
-            svg.path(f"M{ends[0]}C{bends[0]} {bends[1]} {ends[1]}", cls, tip=tip)
-    for index, node in enumerate(nodes):
-        y = row_height * index + row_height / 2
+        y = (index + 0.5) * row
         svg.circle(spine, y, 5.0, "node" + (" node-root" if not node["inputs"] else ""))
         _node_text(svg, node, place, spine + 16, y, wide)
     return svg

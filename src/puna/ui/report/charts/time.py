@@ -109,6 +109,11 @@ def draw_timeline(stages: Sequence[dict[str, Any]], width: float, name: str) -> 
     return svg
 
 
+def n_pauses(stages: Sequence[dict[str, Any]]) -> int:
+    """Count the pauses that the timeline leaves out."""
+    return len(_Clock([attempt for stage in stages for attempt in stage["attempts"]]).cuts_s)
+
+
 class _Clock:
     """Maps wall-clock times to seconds of work, without the pauses between attempts."""
 
