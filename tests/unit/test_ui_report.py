@@ -250,7 +250,8 @@ def test_evaluation_and_samples_are_passed_on(run: Any, made: tuple[dict[str, An
     assert value["evaluation"]["rows"] == run.artifacts["bpb"].metrics["rows"]
     text = " ".join("".join(Page(html).text).split())
     for bits in ui_run.BITS.values():
-        assert f"{bits[0]:.4f} {bits[1]:.4f} {100 * (bits[1] - bits[0]) / bits[0]:+.1f} %" in text
+        change = f"{100 * (bits[0] - bits[1]) / bits[0]:.1f}"
+        assert f"{bits[0]:.4f} {bits[1]:.4f} −{change} %" in text
     assert len(value["samples"]) == len(ui_run.SAMPLES)
     assert "Join two or more path components." in text
     _, fewer = make(run, "samples")
