@@ -96,7 +96,7 @@ class Tokenizer:
         """Identity of the tokenizer: equal digests encode equally."""
         return hash_json(self._parsed)
 
-    @property
+    @cached_property
     def _added(self) -> dict[int, tokenizers.AddedToken]:
         return self._plain.get_added_tokens_decoder()
 
