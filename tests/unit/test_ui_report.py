@@ -22,6 +22,7 @@ from puna.resilience.goodput import job_goodput
 from puna.ui.report.collect import collect
 from puna.ui.report.collect.data import UNEXPLAINED
 from puna.ui.report.collect.record import stage_attempts
+from puna.ui.report.collect.training import MOST_ROWS, sampled, training_section
 from puna.ui.report.render import render
 from puna.ui.report.stage import ReportConfig, make_report
 
@@ -316,17 +317,79 @@ def test_lineage_follows_fingerprints(run: Any, made: tuple[dict[str, Any], str]
     assert "pairs (elsewhere)" in html
 
 
-def test_attempts_of_a_stage_that_was_killed() -> None:
-    def event(kind: str, t: float, **fields: Any) -> dict[str, Any]:
-        return {"kind": kind, "t_wall_s": t, **fields}
+def _event(kind: str, t: float, **fields: Any) -> dict[str, Any]:
+    return {"kind": kind, "t_wall_s": t, "t_mono_s": t, "stage": "train.pretrain", **fields}
 
+
+def _step(t: float, step: int, job: str, **fields: Any) -> dict[str, Any]:
+    values = {"attempt": 0, "n_steps": 1, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "tokens": 8}
+    values |= {"tokens_per_s": 8.0, "mfu": 0.5}
+    return _event("train.step", t, job=job, step=step, **{**values, **fields})
+
+
+def test_a_stage_made_anew_shows_only_its_last_job(run: Any) -> None:
     events = [
-        event("stage.start", 0, resumed=False),
-        event("stage.failed", 4),
-        event("stage.start", 10, resumed=False),
-        event("train.step", 30),  # killed after this
-        event("stage.start", 1000, resumed=True),
-        event("stage.done", 1050),
+        _event("stage.start", 0, resumed=False),
+        _event("job.start", 1, job="old", resumed=False),
+        _step(2, 0, "old"),
+        _event("stage.start", 100, resumed=False),
+        _event("job.start", 101, job="new", resumed=False),
+        _event("attempt.start", 102, job="new", attempt=0),
+        _step(103, 0, "new", loss="nan"),
+        _step(104, 1, "new", loss=0.5),
+    ]
+    found = training_section(run.artifacts["pretrain"], {"train.pretrain": events})
+    assert found is not None
+    assert found["goodput"]["wall_s"] == 3
+    assert [row[1] for row in found["curve"]] == [None, 0.5]  # the ledger writes NaN as a word
+    assert found["final_loss"] == {"mean": 0.5, "n_steps": 1}
+
+
+def test_a_stopped_run_and_bad_checkpoints_are_incidents(run: Any) -> None:
+    events = [
+        _event("stage.start", 0, resumed=False),
+        _event("job.start", 1, job="j", resumed=False),
+        _event("attempt.start", 2, job="j", attempt=0),
+        _step(10, 0, "j"),
+        _event("train.checkpoint_failed", 11, job="j", step=1, error="the disk is full"),
+        _step(12, 1, "j"),  # then everything is killed, and started again a day later
+        _event("stage.start", 90_000, resumed=True),
+        _event("job.start", 90_001, job="j", resumed=True),
+        _event("attempt.start", 90_002, job="j", attempt=1),
+        _event("train.checkpoint_damaged", 90_003, job="j", step=1, why="size 3, expected 9"),
+        _event("train.restore", 90_004, job="j", attempt=1, step=0),
+        _step(90_010, 0, "j", attempt=1),
+        _step(90_012, 1, "j", attempt=1),
+    ]
+    found = training_section(run.artifacts["pretrain"], {"train.pretrain": events})
+    assert found is not None
+    assert [(one["message"], one["is_fault"]) for one in found["incidents"]] == [
+        ("the checkpoint of step 1 was not saved: the disk is full", False),
+        ("the whole run was stopped and started again", False),
+        ("the checkpoint of step 1 was damaged: size 3, expected 9", False),
+    ]
+    assert found["goodput"]["buckets"]["stopped"] == 90_001 - 12
+    # the picture of the attempts leaves the day out
+    assert found["attempts"][-1]["end_s"] == (12 - 1) + (90_012 - 90_001)
+    assert [row[0] for row in found["replaced"][0]] == [0, 1]
+
+
+def test_long_runs_are_thinned_to_their_end() -> None:
+    rows = [[step] for step in range(5 * MOST_ROWS + 3)]
+    kept = sampled(rows)
+    assert MOST_ROWS <= len(kept) <= 1.3 * MOST_ROWS
+    assert kept[-1] == rows[-1]
+    assert sampled(rows[:10]) == rows[:10]
+
+
+def test_attempts_of_a_stage_that_was_killed() -> None:
+    events = [
+        _event("stage.start", 0, resumed=False),
+        _event("stage.failed", 4),
+        _event("stage.start", 10, resumed=False),
+        _event("train.step", 30),  # killed after this
+        _event("stage.start", 1000, resumed=True),
+        _event("stage.done", 1050),
     ]
     assert stage_attempts(events) == [
         {"started_at": 10, "ended_at": 30, "status": "killed"},

@@ -55,8 +55,8 @@ def training_section(
         "stage": artifact.stage,
         **{name: start.get(name) for name in _START_FIELDS},
         "fields": ["step", *CURVE_FIELDS, "attempt"],
-        "curve": _sampled(curve),
-        "replaced": [_sampled(stretch) for stretch in replaced],
+        "curve": sampled(curve),
+        "replaced": [sampled(stretch) for stretch in replaced],
         "n_steps": goodput.n_steps,
         "n_tokens": sum(event.get("tokens") or 0 for event in _last_of_each_step(steps)),
         "first_loss": curve[0][1] if curve else None,
@@ -108,7 +108,7 @@ def _curves(steps: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], list[list
     return [_row(event) for event in kept], [[_row(e) for e in stretch] for stretch in stretches]
 
 
-def _sampled(rows: list[list[Any]]) -> list[list[Any]]:
+def sampled(rows: list[list[Any]]) -> list[list[Any]]:
     """At most about ``MOST_ROWS`` rows of a long run, evenly spaced, the last one included."""
     every = max(1, len(rows) // MOST_ROWS)
     return rows if every == 1 else rows[::-1][::every][::-1]
