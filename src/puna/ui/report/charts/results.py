@@ -34,7 +34,7 @@ def draw_parts(model: dict[str, Any], width: float, name: str) -> Svg:
         text = PART_NAMES.get(part, part)
         svg.rect(at, 0, max(size - 1, 0.8), 34, f"fill c{index}", tip=f"{text} {n / total:.1%}")
         if fits(text, size):
-            svg.text(at + 10, 22, text, "t on-fill")
+            svg.text(at + 10, 22, text, f"t on-fill on-c{index}")
         at += size
     return svg
 

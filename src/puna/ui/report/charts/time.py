@@ -41,7 +41,7 @@ def draw_goodput(goodput: dict[str, Any], width: float, name: str) -> Svg:
         svg.rect(x, 0, max(end - x - 1, 0.8), 34, f"fill b-{bucket}",
                  tip=f"{text}, {format_duration(seconds)}")  # fmt: skip
         if fits(text, end - x):
-            svg.text(x + 10, 22, text, "t on-fill")
+            svg.text(x + 10, 22, text, f"t on-fill on-{bucket}")
         at_s += seconds
     time_axis(svg, scale, 42, 6 if width > 500 else 3)
     return svg
