@@ -147,7 +147,10 @@ def _read_mark(task: ShardTask, key: str) -> ShardReport | None:
     files = [task.out / dataset / task.shard.name for dataset in task.datasets()]
     if mark is None or mark.get("key") != key or not all(path.is_file() for path in files):
         return None
-    report = verify_shard(task, key)
+    try:
+        report = verify_shard(task, key)
+    except PunaError:
+        return None  # the files were changed or damaged since
     return report if report.to_json() == mark else None
 
 

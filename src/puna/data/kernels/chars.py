@@ -67,7 +67,7 @@ def is_unspaced(point: Int) -> bool:
 
 
 @kernel
-def _wide_class(point: Int) -> Int:
+def wide_class(point: Int) -> Int:
     """Class of a code point above ASCII: 0 symbol or punctuation, 1 letter, 2 non-text."""
     if point < 0xC0:
         if point < 0xA0:
@@ -87,7 +87,7 @@ def _count_wide(data: Array, start: Int, end: Int, row: Array) -> None:
     for i in range(start, end):
         if data[i] >= 0xC0:
             point = code_point(data, i, end)
-            kind = _wide_class(point)
+            kind = wide_class(point)
             if kind == 1:
                 row[1] += 1
                 if is_unspaced(point):

@@ -2,7 +2,8 @@
 
 py3langid is a fork of langid.py (Lui and Baldwin 2012). Its model comes with the package; its
 walk over the bytes, a Python loop of about 2 MB/s, is done here by a compiled loop. Decisions and
-confidences are the library's own (the tests compare them).
+confidences are the library's own (the tests compare them), except that a text without any feature
+is undetermined here.
 """
 
 from __future__ import annotations

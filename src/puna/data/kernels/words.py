@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from puna.data.kernels.buffers import Array, Int, Texts, kernel
+from puna.data.kernels.chars import code_point, wide_class
 
 WORD_COLUMNS = ("n_words", "n_word_chars", "n_alpha_words", "max_word_chars", "n_data_bytes",
                 "n_ellipses", "n_stop_words")  # fmt: skip
@@ -36,8 +37,8 @@ def _flag_table() -> np.ndarray:
         flags = 0
         if byte < 128 and chr(byte).isalpha():
             flags |= _LETTER
-        if byte >= 0xC3:  # letters beyond Latin-1's symbols; punctuation in E2/E3 is tolerated
-            flags |= _LETTER | _WIDE
+        if byte >= 0xC2:
+            flags |= _WIDE
         if chr(byte).isdigit() and byte < 128:
             flags |= _DIGIT
         if byte == ord("."):
@@ -69,6 +70,14 @@ def _ellipses(data: Array, start: Int, end: Int) -> Int:
 
 
 @kernel
+def _has_wide_letter(data: Array, start: Int, end: Int) -> bool:
+    for i in range(start, end):
+        if data[i] >= 0xC2 and wide_class(code_point(data, i, end)) == 1:
+            return True
+    return False
+
+
+@kernel
 def _is_data(flags: Int, n_bytes: Int) -> bool:
     """Tell whether a word is a number, a hex literal or a long run of base64."""
     if flags & _NOT_LITERAL == 0 and flags & _DIGIT:
@@ -88,7 +97,8 @@ def _stop_word(key: Int, keys: Array) -> Int:
 def _end_word(data: Array, start: Int, end: Int, n_chars: Int, flags: Int, row: Array) -> None:
     row[0] += 1
     row[1] += n_chars
-    row[2] += flags & _LETTER
+    if flags & _LETTER or (flags & _WIDE and _has_wide_letter(data, start, end)):
+        row[2] += 1
     row[3] = max(row[3], n_chars)
     if _is_data(flags, end - start):
         row[4] += end - start
