@@ -74,7 +74,10 @@ def test_the_declared_encoding_comes_before_utf8():
     ("source", "media_type"),
     [
         ("# -*- coding: iso-8859-15 -*-\nprix = '5 €'\n", "text/x-python"),
-        ("#!/usr/bin/python\n# vim: set fileencoding=iso-8859-15 :\nprix = '5 €'\n", "text/x-python"),
+        (
+            "#!/usr/bin/python\n# vim: set fileencoding=iso-8859-15 :\nprix = '5 €'\n",
+            "text/x-python",
+        ),
         ('<html><meta charset="iso-8859-15"><p>5 €</p>', "text/html"),
         ("'\\\" t -*- coding: iso-8859-15 -*-\n.SH PRIX\n5 €\n", "text/troff"),
     ],
@@ -302,7 +305,7 @@ def test_escapes(source, text):
     "source",
     [
         ".so man1/other.1\n",
-        ".\\\" only a comment\n",
+        '.\\" only a comment\n',
         "",
         ".de X\nnever closed\n.SH\n",
         ".if n \\{\\\n",

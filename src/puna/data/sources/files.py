@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -163,14 +164,16 @@ def _list_local(base: str, is_exact: bool) -> Iterator[tuple[str, WorkItem]]:
     """Yield (path as the user would write it, item) of a file or of all files below a folder."""
     folder = base.rstrip("/") or ("/" if base.startswith("/") else ".")
     try:
-        stat = os.stat(folder)
+        found = os.stat(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise unreadable(error, base) from error
-    if not os.path.isdir(folder):
+    if not stat.S_ISDIR(found.st_mode):
+        if is_exact and not stat.S_ISREG(found.st_mode):
+            raise PunaError(f"{base} is no regular file", "write its content to a file first")
         if is_exact:
-            yield base, WorkItem(base, base, stat.st_size, str(stat.st_mtime_ns))
+            yield base, WorkItem(base, base, found.st_size, str(found.st_mtime_ns))
         return
     prefix = "/" if folder == "/" else f"{folder}/"
     for item in walk_files(folder, prefix if base else "", follow_links=True, stamped=True):

@@ -78,7 +78,7 @@ def select_items(items: Iterable[WorkItem], config: SourceConfig) -> list[WorkIt
     """Apply the patterns and limits of a source; return the items sorted by path.
 
     A sample depends only on the paths and sizes, never on the order of the listing: items are taken
-    in the order of the hash of their path as long as they fit, those of ``first`` before all others.
+    in the order of the hash of their path as long as they fit, those of ``first`` before the rest.
 
     Raises:
         PunaError: Two items have the same path.
