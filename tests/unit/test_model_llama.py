@@ -147,6 +147,24 @@ def test_rows_of_different_length_share_a_cache():
         torch.testing.assert_close(got, wanted[row][0, : length + 9], rtol=PARITY, atol=PARITY)
 
 
+def test_a_growing_cache_keeps_what_it_holds():
+    model = loud(Llama(make_config(max_seq_len=600)))
+    tokens_BT = tokens(model.config, 1, 270)
+    cache = model.new_cache()
+    reserved = model.new_cache(reserve_tokens=600)
+    assert reserved.capacity_tokens == 600
+    with torch.inference_mode():
+        for each in (cache, reserved):
+            model(tokens_BT[:, :250], cache=each)
+        assert cache.capacity_tokens == 256
+        grown = model(tokens_BT[:, 250:], cache=cache)
+        assert cache.capacity_tokens == 512
+        kept = model(tokens_BT[:, 250:], cache=reserved)
+        full = model(tokens_BT)[:, 250:]
+    assert torch.equal(grown, kept)
+    torch.testing.assert_close(grown, full, rtol=PARITY, atol=PARITY)
+
+
 def test_the_cache_grows_in_blocks_up_to_the_context_and_no_further():
     model = Llama(make_config(max_seq_len=300))
     cache = model.new_cache()
