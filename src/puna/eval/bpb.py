@@ -54,7 +54,7 @@ class BpbConfig(Config):
     """Context in tokens; that of the training when absent."""
     overlap: float = Field(default=0.25, ge=0, lt=1)
     """Long documents: share of a window that repeats earlier tokens as context, unscored."""
-    rows_per_batch: int = Field(default=16, ge=1)
+    rows_per_batch: int = Field(default=8, ge=1)
     """Rows of a forward pass."""
     untrained: bool = True
     """Also measure the model as it was before its first step."""

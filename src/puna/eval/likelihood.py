@@ -63,7 +63,8 @@ def measure(
     Raises:
         PunaError: The likelihood is not a finite number.
     """
-    device, weight_VC = model.output_weight.device, model.output_weight
+    weight_VC = model.output_weight.detach()  # a parameter would make the loss compute gradients
+    device = weight_VC.device
     nll_nats, n_tokens = 0.0, 0
     for batch in pack_pieces(pieces, seq_len, rows_per_batch, pad_id):
         hidden_BTC = model.hidden(
