@@ -39,7 +39,7 @@ texts = st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(SPACES)), max
 
 
 @given(st.lists(texts, min_size=1, max_size=4))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_measures_equal_plain_python(batch):
     docs = TextBatch(pa.array(batch, pa.large_string()))
     for index, text in enumerate(batch):
@@ -56,7 +56,7 @@ PHRASES = ("licensed under", "rights", "all rights reserved", "under the", "s")
 @given(st.lists(st.sampled_from(["Licensed", "under", "the ", "all", " rights", " reserved", "\n",
                                  "\n#\n", "xyz", " "]), max_size=40).map("".join),
        st.sets(st.sampled_from(PHRASES), min_size=1))  # fmt: skip
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_phrase_blocks_equal_plain_python(text, phrases):
     chosen = tuple(sorted(phrases))
     row = scan_phrases(texts_from(["", text]), np.ones(2, bool), chosen)[1]

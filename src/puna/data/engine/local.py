@@ -36,7 +36,7 @@ def map_shards(
     n_workers: int,
     carry: Sequence[str] | None = None,
     side: Path | None = None,
-    small_input_bytes: int = SMALL_INPUT_BYTES,
+    small_input_bytes: int | None = None,
 ) -> Manifest:
     """Run a kernel over every shard, check conservation over all of them, publish the manifest.
 
@@ -48,7 +48,8 @@ def map_shards(
         n_workers: Worker processes, 0 for one per core; the output does not depend on it.
         carry: Columns to copy (an annotating step), or None (a judging step).
         side: Folder with a side shard per shard.
-        small_input_bytes: Input size up to which everything runs in this process.
+        small_input_bytes: Input size up to which everything runs in this process; by default
+            :data:`SMALL_INPUT_BYTES`.
 
     Raises:
         ConservationError: Rows were lost, doubled or changed.
@@ -68,11 +69,12 @@ def map_shards(
     clean_leftovers([*folders, out / MARKS_DIR])
     kernel.prepare()
     n_bytes = sum(shard.path.stat().st_size for shard in shards)
-    n_processes = min(resolve_workers(n_workers), len(shards))
+    small = SMALL_INPUT_BYTES if small_input_bytes is None else small_input_bytes
+    n_processes = 1 if n_bytes <= small else min(resolve_workers(n_workers), len(shards))
     reports: list[ShardReport] = []
     n_in = n_kept = 0
     with (
-        WorkerPool(1 if n_bytes <= small_input_bytes else n_processes) as pool,
+        WorkerPool(n_processes) as pool,
         progress(step, total=sum(shard.n_rows for shard in shards), unit="docs") as bar,
     ):
         for report in pool.map(run_shard, tasks):
