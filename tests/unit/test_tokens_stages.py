@@ -204,7 +204,7 @@ def test_shards_do_not_depend_on_workers_or_layout(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = Artifact(run / "tokens.train")
-    monkeypatch.setattr(encode, "_BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(encode, "_BYTES_PER_WORKER", {True: 1})
     metrics = run_encode(tmp_path / "two", Artifact(run / "data.split"), tokenizer, workers=2)
     assert metrics["n_workers"] == 2
     assert files_of(tmp_path / "two") == files_of(run / "tokens.encode")

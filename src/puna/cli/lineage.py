@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from puna.tokens.lineage import DocumentRecord
     from puna.tokens.tokenizer import Tokenizer
 
 EXCERPT_CHARS = 160
@@ -39,15 +38,15 @@ def lineage(run: Path, step: int, stage: str, row: int | None, text: bool, as_js
             )
         rows = [rows[row]]
     ids = {segment["document_id"] for entry in rows for segment in entry["segments"]}
-    documents = find_documents(run, ids)
+    documents = find_documents(run, ids, with_text=text)
     tokenizer = _tokenizer(run) if text else None
     for entry in rows:
         for segment in entry["segments"]:
             record = documents.get(segment["document_id"])
             if record is not None:
                 segment["path"] = record.path
-                if tokenizer is not None:
-                    segment["text"] = _excerpt(tokenizer, record, segment, stage)
+                if tokenizer is not None and record.text is not None:
+                    segment["text"] = _excerpt(tokenizer, record.text, segment)
         if as_json:
             click.echo(json.dumps({"step": step, **entry}, ensure_ascii=False))
         else:
@@ -75,15 +74,11 @@ def _tokenizer(run: Path) -> Tokenizer:
     return load_tokenizer(run / "tokens.train")
 
 
-def _excerpt(
-    tokenizer: Tokenizer, record: DocumentRecord, segment: dict[str, Any], stage: str
-) -> str:
+def _excerpt(tokenizer: Tokenizer, text: str, segment: dict[str, Any]) -> str:
     """Return the beginning of a segment's text on one line."""
-    if stage == "train.pretrain":
+    if "pair_id" not in segment:  # else the tokens are of a conversation made from the document
         start, end = segment["tokens"]
-        ids = tokenizer.encode(record.text, bos=True, eos=True)[start:end]
-        shown = tokenizer.decode(ids[:EXCERPT_CHARS], skip_special=True)
-    else:  # the tokens are those of a conversation that was made from the document
-        shown = record.text
-    line = " ".join(shown.split())
+        ids = tokenizer.encode(text, bos=True, eos=True)[start:end]
+        text = tokenizer.decode(ids[:EXCERPT_CHARS], skip_special=True)
+    line = " ".join(text.split())
     return line if len(line) <= EXCERPT_CHARS else line[: EXCERPT_CHARS - 1] + "…"

@@ -13,8 +13,9 @@ from puna.core.progress import progress, say
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.core.units import MIB, format_count
 
-_BYTES_PER_WORKER = 24 * MIB
-"""A worker process takes about two seconds to start; less text than this is faster without it."""
+_BYTES_PER_WORKER = {True: 96 * MIB, False: 4 * MIB}
+"""A worker process takes about two seconds to start, in which the compiled path (True) encodes some
+80 MB and the library (False) 4 MB; with less text than this a further worker only costs."""
 
 
 class EncodeConfig(Config):
@@ -61,7 +62,8 @@ def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Le
         say(f"  {n_resumed} of {len(units)} row groups were encoded by an earlier attempt")
     total_mb = sum(unit.piece.n_bytes for unit in units) / 1e6
     todo_bytes = sum(unit.piece.n_bytes for unit in todo)
-    n_workers = min(resolve_workers(cfg.workers), 1 + todo_bytes // _BYTES_PER_WORKER, len(units))
+    useful = 1 + todo_bytes // _BYTES_PER_WORKER[tokenizer.is_compiled]
+    n_workers = min(resolve_workers(cfg.workers), useful, len(units))
     n_tokens = n_new_bytes = 0
     with (
         progress("tokens.encode", total=total_mb, unit="MB",

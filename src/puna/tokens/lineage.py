@@ -31,12 +31,12 @@ class DocumentRecord:
     Attributes:
         source: Its source.
         path: Path or URL in the source.
-        text: Its text.
+        text: Its text; None when it was not asked for.
     """
 
     source: str
     path: str
-    text: str
+    text: str | None
 
 
 def open_source(spec: Mapping[str, Any], near: Path | None = None) -> BatchSource:
@@ -126,12 +126,15 @@ def step_lineage(run_dir: Path, step: int, stage: str = "train.pretrain") -> lis
     return open_source(spec, run_dir).lineage(step)
 
 
-def find_documents(run_dir: Path, document_ids: Iterable[str]) -> dict[str, DocumentRecord]:
+def find_documents(
+    run_dir: Path, document_ids: Iterable[str], *, with_text: bool = False
+) -> dict[str, DocumentRecord]:
     """Look documents up in what ``data.split`` left.
 
     Args:
         run_dir: Folder of the run.
         document_ids: Ids to look for.
+        with_text: Read the texts, too.
 
     Returns:
         Id -> record, for those that are there (none when the run has no ``data.split``).
@@ -143,12 +146,13 @@ def find_documents(run_dir: Path, document_ids: Iterable[str]) -> dict[str, Docu
 
     wanted = set(document_ids)
     found: dict[str, DocumentRecord] = {}
+    columns = ("id", "source", "path", *(["text"] if with_text else []))
     for piece in document_pieces(folder):
-        for batch in piece.batches(("id", "source", "path", "text")):
+        for batch in piece.batches(columns):
             ids = batch.column("id").to_pylist()
             hits = [index for index, document_id in enumerate(ids) if document_id in wanted]
             for row in batch.take(pa.array(hits, pa.int64())).to_pylist():
-                found[row["id"]] = DocumentRecord(row["source"], row["path"], row["text"])
+                found[row["id"]] = DocumentRecord(row["source"], row["path"], row.get("text"))
         if len(found) == len(wanted):
             break
     return found

@@ -129,6 +129,11 @@ class Tokenizer:
             pieces[id_] = entry.content.encode()
         return pieces
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether documents are encoded by the compiled path (tokenizers of Llama 3's kind)."""
+        return self._bulk is not None
+
     def ranks(self) -> dict[bytes, int]:
         """Return the byte-pair ranks (tiktoken's ``mergeable_ranks``) of a byte-level tokenizer.
 
