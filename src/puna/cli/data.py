@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 data = stage_group("data", "Sources, filters, deduplication, split; why a document went.")
 
 SHOWN_MATCHES = 20
+MIN_WIDTH = 128
+"""Columns of the tables; in a narrower terminal (or a pipe) lines run on rather than wrap."""
 
 
 run_option = click.option(
@@ -89,6 +91,7 @@ def funnel(run_dir: Path, reasons: bool) -> None:
 
     found = read_funnel(run_dir)
     console = Console()
+    console.width = max(console.width, MIN_WIDTH)
     console.print(_funnel_table(found))
     if reasons:
         console.print(_reasons_table(found))
@@ -96,13 +99,14 @@ def funnel(run_dir: Path, reasons: bool) -> None:
 
 
 def _funnel_table(found: Funnel) -> Table:
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title="Documents through the data stages", title_justify="left")
+    table = Table(title="Documents through the data stages", title_justify="left", box=SIMPLE)
     for name in ("stage", "source"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("docs in", "docs kept", "kept", "bytes kept", "~tokens kept", "rejected most for"):
-        table.add_column(name, justify="left" if "most" in name else "right")
+        table.add_column(name, justify="left" if "most" in name else "right", no_wrap=True)
     for stage in found.stages:
         rows = [row for row in found.rows if row.stage == stage]
         if len(rows) > 1:
@@ -131,17 +135,18 @@ def _cells(found: Funnel, row: FlowRow, stage: str) -> list[str]:
 
 
 def _reasons_table(found: Funnel) -> Table:
+    from rich.box import SIMPLE
     from rich.table import Table
 
     from puna.core.units import format_bytes
     from puna.data.reasons import meaning_of
 
     load_stages()
-    table = Table(title="Rejected, by reason", title_justify="left")
+    table = Table(title="Rejected, by reason", title_justify="left", box=SIMPLE)
     for name in ("stage", "source", "reason"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("docs", "bytes"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("meaning")
     for row in found.rows:
         for reason, count in row.rejected.items():

@@ -27,6 +27,7 @@ def meaning_of(code: str) -> str:
 
 register_reasons(
     {
+        "empty": "the file or record holds no text",
         "duplicate.exact": "same text as another document, white space and case ignored; the "
         "detail is the document that was kept",
         "duplicate.near": "MinHash similarity to a document of its group is at least `near`; the "
