@@ -46,17 +46,7 @@ def parse_module(source: bytes) -> tuple[str, list[Documented]]:
     Raises:
         UnusableError: The source is not valid Python (``syntax``).
     """
-    collecting = gc.isenabled()
-    gc.disable()  # syntax trees are large and free of cycles: collections cost a third of the time
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's code
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UnusableError("syntax", f"{type(error).__name__}: {error}") from error
-    finally:
-        if collecting:
-            gc.enable()
+    tree = parse(source)
     public = all_names(tree.body)
     found: dict[str, Documented] = {}
     for node in _definitions(tree.body):
@@ -69,6 +59,25 @@ def parse_module(source: bytes) -> tuple[str, list[Documented]]:
         if name in public if public is not None else not name.startswith("_"):
             found.setdefault(name, documented)
     return ast.get_docstring(tree) or "", list(found.values())
+
+
+def parse(source: bytes) -> ast.Module:
+    """Parse Python source.
+
+    Raises:
+        UnusableError: The source is not valid Python (``syntax``).
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # syntax trees are large and free of cycles: collections cost a third of the time
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UnusableError("syntax", f"{type(error).__name__}: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def summarise(doc: str) -> str:
@@ -92,19 +101,25 @@ def summarise(doc: str) -> str:
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def _definitions(body: Sequence[ast.stmt]) -> Iterator[_Definition]:
-    """Yield classes and functions of a body, also those under ``if`` and ``try``."""
+def statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a body, also those under ``if`` and ``try``, not inside functions."""
     for node in body:
+        if isinstance(node, ast.If):
+            yield from statements(node.body)
+            yield from statements(node.orelse)
+        elif isinstance(node, ast.Try):
+            yield from statements(node.body)
+            for handler in node.handlers:
+                yield from statements(handler.body)
+            yield from statements(node.orelse)
+        else:
+            yield node
+
+
+def _definitions(body: Sequence[ast.stmt]) -> Iterator[_Definition]:
+    for node in statements(body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node
-        elif isinstance(node, ast.If):
-            yield from _definitions(node.body)
-            yield from _definitions(node.orelse)
-        elif isinstance(node, ast.Try):
-            yield from _definitions(node.body)
-            for handler in node.handlers:
-                yield from _definitions(handler.body)
-            yield from _definitions(node.orelse)
 
 
 def all_names(body: Sequence[ast.stmt]) -> set[str] | None:

@@ -6,6 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import lru_cache
 
 from puna.data.sources.base import WorkItem
 from puna.data.sources.walk import walk_files
@@ -40,20 +41,31 @@ def is_ourselves(path: str) -> bool:
 
 def stdlib_files() -> Iterator[WorkItem]:
     """Yield the files of the standard library as ``stdlib/...``."""
-    skipped = {"__pycache__", *_PACKAGE_FOLDERS}
-    yield from walk_files(
-        stdlib_folder(), STDLIB, skip_folder=skipped.__contains__, must_read=False
-    )
+    folder = stdlib_folder()
+    yield from _walk_once(folder, STDLIB, os.stat(folder).st_mtime_ns)
 
 
 def package_files() -> Iterator[WorkItem]:
     """Yield the files of packages as ``site-packages/...``; the first on the import path wins."""
     seen: set[str] = set()
     for folder in package_folders():
-        for item in walk_files(folder, PACKAGES, skip_folder="__pycache__".__eq__, must_read=False):
+        for item in _walk_once(folder, PACKAGES, os.stat(folder).st_mtime_ns):
             if item.path not in seen and not is_ourselves(item.path[len(PACKAGES) :]):
                 seen.add(item.path)
                 yield item
+
+
+@lru_cache(maxsize=8)
+def _walk_once(folder: str, prefix: str, changed_ns: int) -> tuple[WorkItem, ...]:
+    """Walk a folder of the installation; several sources look at it, and each more than once.
+
+    Args:
+        folder: The folder.
+        prefix: Begin of the logical paths.
+        changed_ns: Modification time of the folder; installing a package changes it.
+    """
+    skipped = {"__pycache__", *_PACKAGE_FOLDERS}
+    return tuple(walk_files(folder, prefix, skip_folder=skipped.__contains__, must_read=False))
 
 
 def package_of(path: str) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from puna.data.sources.docstrings import all_names
+from puna.data.readers.records import UnusableError
+from puna.data.sources.docstrings import all_names, parse, statements
 
 _STAR = "*"
 _MAX_INIT_BYTES = 1 << 20
@@ -77,17 +77,15 @@ def package_exports(path: str, package: str) -> Exports:
     try:
         if os.path.getsize(path) > _MAX_INIT_BYTES:
             return exports
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        with open(path, "rb") as file:
+            tree = parse(file.read())
+    except (OSError, UnusableError):
         return exports  # the file itself is an item of its own, and is set aside there
     exports.listed = all_names(tree.body) or set()
-    for node in ast.walk(tree):
+    for node in statements(tree.body):
         if isinstance(node, ast.ImportFrom):
-            source = _absolute(node, package)
             names = {alias.name for alias in node.names if alias.asname in (None, alias.name)}
-            exports.imports.setdefault(source, set()).update(names)
+            exports.imports.setdefault(_absolute(node, package), set()).update(names)
     return exports
 
 
