@@ -3,7 +3,7 @@
 Every data stage reads and writes folders of Parquet shards::
 
     documents/part-00000.parquet ...   kept documents, ordered by id inside a shard
-    rejected/part-00000.parquet ...    what this stage dropped, with the reason and the measured value
+    rejected/part-00000.parquet ...    what this stage dropped: the reason and the measured value
     quarantine.jsonl                   input that could not become a document (ingest only)
 
 A document's ``id`` is stable: it depends on the source's name and the path inside the source, never
@@ -33,7 +33,7 @@ DOCUMENT_SCHEMA = pa.schema(
     ]
 )
 """``path`` is the path or URL (``file.jsonl#12`` for a record of a file), ``metadata`` a JSON
-object, ``n_bytes`` the UTF-8 size of ``text``. Later stages may append columns, never drop these."""
+object, ``n_bytes`` the UTF-8 size of ``text``. Later stages append columns and drop none of these."""
 
 REJECTION_FIELDS = [
     pa.field("step", pa.string(), nullable=False),
