@@ -68,7 +68,7 @@ def quick():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.train.metrics._BUDGET_S", 0.0)
+        patch.setattr("puna.train.metrics._SIZES", {"cpu": 8})
         yield
     torch.set_num_threads(before)
 
