@@ -75,16 +75,17 @@ def repetition_measures(text: str) -> dict[str, float]:
     found = dict.fromkeys(_REPETITION, 0.0)
     if not words:
         return found
-    lines = [strip(line) for line in text.split("\n")]
-    paragraphs: list[tuple[str, ...]] = []
-    block: list[str] = []
-    for line in [*lines, ""]:
+    lines = [tuple(split_words(line)) for line in text.split("\n")]
+    paragraphs: list[tuple[tuple[str, ...], ...]] = []
+    block: list[tuple[str, ...]] = []
+    for line in [*lines, ()]:
         if line:
             block.append(line)
         elif block:
             paragraphs.append(tuple(block))
             block = []
-    found["dup_line_share"], found["dup_line_char_share"] = _repeats([(x,) for x in lines if x])
+    full = [(line,) for line in lines if line]
+    found["dup_line_share"], found["dup_line_char_share"] = _repeats(full)
     found["dup_paragraph_share"], found["dup_paragraph_char_share"] = _repeats(paragraphs)
     total = sum(map(len, words))
     for n in range(2, 5):
@@ -104,11 +105,11 @@ _REPETITION = (
 )  # fmt: skip
 
 
-def _repeats(blocks: list[tuple[str, ...]]) -> tuple[float, float]:
-    seen: set[tuple[str, ...]] = set()
+def _repeats(blocks: list[tuple[tuple[str, ...], ...]]) -> tuple[float, float]:
+    seen: set[tuple[tuple[str, ...], ...]] = set()
     n, chars, total = 0, 0, 0
     for block in blocks:
-        size = sum(map(len, block))
+        size = sum(len(word) for line in block for word in line)
         total += size
         if block in seen:
             n, chars = n + 1, chars + size

@@ -13,10 +13,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, Int, Texts, kernel
+from puna.data.kernels.buffers import Array, Int, Texts, fixed, kernel
 
 COLUMNS = ("n_block_bytes", "n_marked_bytes", "first_match")
 """Bytes in blocks; bytes in blocks with a phrase; byte offset of the first match's end, or -1."""
+
+
+_WORD, _NEWLINE, _CLASS = 1 << 8, 1 << 9, 0xFF
+_FINAL = np.uint32(1 << 31)
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,14 @@ class Automaton:
     """The compiled phrases.
 
     Attributes:
-        classes: uint8 [256], byte -> column of ``moves`` (bytes in no phrase share column 0).
-        moves: uint16 [n_states, n_classes], next state.
-        final: bool [n_states], a phrase ends here.
+        classes: uint16 [256]; the low 8 bits of an entry are the byte's column of ``moves`` (bytes
+            in no phrase share column 0), bit 8 marks bytes of words, bit 9 the newline.
+        moves: uint32, flat table of states times columns; an entry is where the row of the next
+            state begins, with the highest bit set if a phrase ends there.
     """
 
     classes: np.ndarray
     moves: np.ndarray
-    final: np.ndarray
 
 
 @lru_cache(maxsize=32)
@@ -45,7 +49,7 @@ def compile_phrases(phrases: tuple[str, ...]) -> Automaton:
     if not patterns or not all(patterns) or sum(map(len, patterns)) > 65_535:
         raise ValueError("give at least one phrase, none empty, at most 65,535 bytes in all")
     alphabet = sorted({byte for pattern in patterns for byte in pattern})
-    classes = np.zeros(256, np.uint8)
+    classes = np.zeros(256, np.uint16)
     for column, byte in enumerate(alphabet, start=1):
         classes[byte] = column
     for byte in range(ord("A"), ord("Z") + 1):
@@ -62,12 +66,18 @@ def compile_phrases(phrases: tuple[str, ...]) -> Automaton:
                 final.append(False)
             state = children[state][column]
         final[state] = True
-    return Automaton(classes, _moves(children, final, len(alphabet) + 1), np.array(final))
+    for byte in range(256):
+        is_word = byte >= 0x80 or chr(byte).isalnum()
+        classes[byte] |= _WORD * is_word + _NEWLINE * (byte == ord("\n"))
+    n_classes = len(alphabet) + 1
+    moves = _moves(children, final, n_classes)
+    flat = moves * np.uint32(n_classes) | np.where(np.array(final)[moves], _FINAL, np.uint32(0))
+    return Automaton(fixed(classes), fixed(flat.astype(np.uint32).ravel()))
 
 
 def _moves(children: Sequence[dict[int, int]], final: list[bool], n_classes: int) -> np.ndarray:
     """Complete the trie to a table without failure links; marks suffixes that end a phrase."""
-    moves = np.zeros((len(children), n_classes), np.uint16)
+    moves = np.zeros((len(children), n_classes), np.uint32)
     fail = [0] * len(children)
     queue = deque(children[0].values())
     for column, state in children[0].items():
@@ -91,13 +101,8 @@ def _end_block(n_bytes: Int, marked: bool, row: Array) -> None:
 
 
 @kernel
-def _is_word_byte(byte: Int) -> bool:
-    return (97 <= (byte | 32) <= 122) or (48 <= byte <= 57) or byte >= 0x80
-
-
-@kernel
 def _scan(
-    data: Array, offsets: Array, alive: Array, classes: Array, moves: Array, final: Array, head: Int
+    data: Array, offsets: Array, alive: Array, classes: Array, moves: Array, head: Int
 ) -> Array:
     n = len(offsets) - 1
     rows = np.zeros((n, 3), np.int64)
@@ -109,24 +114,25 @@ def _scan(
         start, end = offsets[d], offsets[d + 1]
         if head > 0:
             end = min(end, start + head)
-        state, block_bytes, marked = 0, 0, False
-        line_start, has_word = start, False
+        state, block_bytes, marked = np.uint32(0), 0, False
+        line_start, seen = start, 0
         for i in range(start, end):
-            byte = data[i]
-            state = moves[state, classes[byte]]
-            has_word |= _is_word_byte(byte)
-            if final[state]:
+            info = classes[data[i]]
+            state = moves[np.int64(state) + (info & _CLASS)]
+            seen |= info
+            if state & _FINAL:
+                state ^= _FINAL
                 marked = True
                 if row[2] < 0:
                     row[2] = i + 1 - start
-            if byte == 10:
-                if has_word:
+            if info & _NEWLINE:
+                if seen & _WORD:
                     block_bytes += i + 1 - line_start
                 else:
                     _end_block(block_bytes, marked, row)
                     block_bytes, marked = 0, False
-                line_start, has_word = i + 1, False
-        if has_word:
+                line_start, seen = i + 1, 0
+        if seen & _WORD:
             block_bytes += end - line_start
         _end_block(block_bytes, marked, row)
     return rows
@@ -147,6 +153,4 @@ def scan_phrases(
         int64 [n_texts, len(COLUMNS)].
     """
     machine = compile_phrases(phrases)
-    return _scan(
-        texts.data, texts.offsets, alive, machine.classes, machine.moves, machine.final, head_bytes
-    )
+    return _scan(texts.data, texts.offsets, alive, machine.classes, machine.moves, head_bytes)

@@ -5,6 +5,7 @@ Lines and paragraphs that occurred before; the share of characters in the most f
 Definitions where the paper leaves a choice:
 
 - words are separated by white space; characters are the code points of words, spaces not counted;
+- lines and paragraphs (runs of lines that are not blank) are equal when their words are;
 - the first occurrence of a line, paragraph or 5- to 10-gram is not a repetition, and overlapping
   repetitions are counted once;
 - a 2- to 4-gram counts as *top* only if it occurs at least twice.
@@ -40,12 +41,29 @@ def _mix(value: Int) -> Int:
 
 
 @kernel
-def _split_words(data: Array, start: Int, end: Int, hashes: Array, chars: Array) -> Int:
-    """Hash the words of a text; ``chars[w + 1]`` becomes the code points of words 0..w."""
-    n, i = 0, start
+def _split(
+    data: Array, start: Int, end: Int, hashes: Array, chars: Array, ends: Array
+) -> tuple[Int, Int]:
+    """Hash the words of a text and find its lines.
+
+    ``chars[w + 1]`` becomes the code points of words 0..w. ``ends[k]`` becomes the number of words
+    up to the end of the k-th line that is not blank, negative if a paragraph ends there.
+
+    Returns:
+        The numbers of words and of lines that are not blank.
+    """
+    n, n_lines, i = 0, 0, start
     chars[0] = 0
+    done = 0  # words of complete lines
     while i < end:
         if data[i] <= 32:
+            if data[i] == 10:
+                if n > done:
+                    ends[n_lines] = n
+                    n_lines += 1
+                    done = n
+                elif n_lines:
+                    ends[n_lines - 1] = -done
             i += 1
             continue
         value, n_chars = _SEED, 0
@@ -56,7 +74,12 @@ def _split_words(data: Array, start: Int, end: Int, hashes: Array, chars: Array)
         hashes[n] = _mix(value)
         chars[n + 1] = chars[n] + n_chars
         n += 1
-    return n
+    if n > done:
+        ends[n_lines] = n
+        n_lines += 1
+    if n_lines:
+        ends[n_lines - 1] = -n
+    return n, n_lines
 
 
 @kernel
@@ -79,49 +102,34 @@ def _seen(keys: Array, used: Array, mask: Int, key: Int) -> bool:
 
 
 @kernel
-def _line(data: Array, start: Int, end: Int) -> tuple[Int, Int]:
-    """Hash and code points of a line without the white space around it; (0, 0) when blank."""
-    while start < end and data[start] <= 32:
-        start += 1
-    while end > start and data[end - 1] <= 32:
-        end -= 1
-    value, n_chars = _SEED, 0
-    for i in range(start, end):
-        value = (value ^ np.uint64(data[i])) * _PRIME
-        n_chars += (data[i] & 0xC0) != 0x80
-    return _mix(value), n_chars
-
-
-@kernel
-def _blocks(data: Array, start: Int, end: Int, keys: Array, used: Array, row: Array) -> None:
+def _blocks(
+    hashes: Array, chars: Array, ends: Array, n_lines: Int, keys: Array, used: Array, row: Array
+) -> None:
     """Fill the four shares of repeated lines and paragraphs."""
     mask = len(keys) - 1
-    n = np.zeros(8, np.int64)  # lines: number, chars, repeated, their chars; the same of paragraphs
-    block, block_chars = _SEED, 0
-    while start <= end:
-        i = start
-        while i < end and data[i] != 10:
-            i += 1
-        value, n_chars = _line(data, start, i)
-        if n_chars:
+    n = np.zeros(5, np.int64)  # repeated lines, their chars, paragraphs, repeated ones, their chars
+    word, first, block = 0, 0, _SEED
+    for k in range(n_lines):
+        end, line = abs(ends[k]), _SEED
+        n_chars = chars[end] - chars[word]
+        for w in range(word, end):
+            line = (line ^ hashes[w]) * _PRIME
+            line ^= line >> np.uint64(31)
+        word = end
+        if _seen(keys, used, mask, _mix(line)):
             n[0] += 1
             n[1] += n_chars
-            if _seen(keys, used, mask, value):
-                n[2] += 1
-                n[3] += n_chars
-            block = (block ^ value) * _PRIME
-            block_chars += n_chars
-        if block_chars and (n_chars == 0 or i >= end):  # a blank line or the end of the text
-            n[4] += 1
-            n[5] += block_chars
+        block = (block ^ line) * _PRIME
+        block ^= block >> np.uint64(31)
+        if ends[k] < 0:
+            n[2] += 1
             if _seen(keys, used, mask, _mix(block ^ _MIX)):  # other keys than those of lines
-                n[6] += 1
-                n[7] += block_chars
-            block, block_chars = _SEED, 0
-        start = i + 1
-    if n[0]:
-        row[0], row[1] = n[2] / n[0], n[3] / n[1]
-        row[2], row[3] = n[6] / n[4], n[7] / n[5]
+                n[3] += 1
+                n[4] += chars[end] - chars[first]
+            first, block = end, _SEED
+    total = chars[word]
+    row[0], row[1] = n[0] / n_lines, n[1] / total
+    row[2], row[3] = n[3] / n[2], n[4] / total
 
 
 @kernel
@@ -225,7 +233,7 @@ def _measure(data: Array, offsets: Array, alive: Array) -> Array:
             most = max(most, _n_words(data, offsets[d], offsets[d + 1]))
     hashes, grams = np.empty(most, np.uint64), np.empty(most, np.uint64)
     chars, where = np.empty(most + 1, np.int64), np.empty(most, np.int64)
-    slots = np.empty(most, np.int64)
+    slots, ends = np.empty(most, np.int64), np.empty(most, np.int64)
     table = power_of_two(4 * (most + 1))
     keys, counts = np.empty(table, np.uint64), np.zeros(table, np.int32)
     rows = np.zeros((n, 13), np.float64)
@@ -233,12 +241,12 @@ def _measure(data: Array, offsets: Array, alive: Array) -> Array:
         if not alive[d]:
             continue
         start, end = offsets[d], offsets[d + 1]
-        n_words = _split_words(data, start, end, hashes, chars)
+        n_words, n_lines = _split(data, start, end, hashes, chars, ends)
         if n_words == 0:
             continue
         small = power_of_two(4 * (n_words + 1))  # at most one line and one paragraph per word
         counts[:small] = 0
-        _blocks(data, start, end, keys[:small], counts[:small], rows[d])
+        _blocks(hashes, chars, ends, n_lines, keys[:small], counts[:small], rows[d])
         _ngrams(hashes, chars, n_words, where, grams, slots, keys, counts, rows[d])
     return rows
 

@@ -86,7 +86,10 @@ def _is_data(flags: Int, n_bytes: Int) -> bool:
 
 
 @kernel
-def _stop_word(key: Int, keys: Array) -> Int:
+def _stop_word(data: Array, start: Int, end: Int, keys: Array) -> Int:
+    key = np.uint64(0)
+    for i in range(start, end):
+        key = (key << np.uint64(8)) | np.uint64(data[i] | 0x20)
     for k in range(len(keys)):
         if keys[k] == key:
             return 1 << k
@@ -94,7 +97,11 @@ def _stop_word(key: Int, keys: Array) -> Int:
 
 
 @kernel
-def _end_word(data: Array, start: Int, end: Int, n_chars: Int, flags: Int, row: Array) -> None:
+def _end_word(data: Array, start: Int, end: Int, flags: Int, row: Array) -> None:
+    n_chars = end - start
+    if flags & _WIDE:
+        for i in range(start, end):
+            n_chars -= (data[i] & 0xC0) == 0x80
     row[0] += 1
     row[1] += n_chars
     if flags & _LETTER or (flags & _WIDE and _has_wide_letter(data, start, end)):
@@ -131,17 +138,13 @@ def _count_words(
             if data[i] <= 32:
                 i += 1
                 continue
-            start = i
-            n_chars, flags, key = 0, np.uint8(0), np.uint64(0)
+            start, flags = i, np.uint8(0)
             while i < end and data[i] > 32:
-                byte = data[i]
-                flags |= table[byte]
-                n_chars += (byte & 0xC0) != 0x80
-                key = (key << np.uint64(8)) | np.uint64(byte | 0x20)
+                flags |= table[data[i]]
                 i += 1
             if i - start <= 4:
-                stops |= _stop_word(key, stop_keys)
-            _end_word(data, start, i, n_chars, flags, row)
+                stops |= _stop_word(data, start, i, stop_keys)
+            _end_word(data, start, i, flags, row)
         row[6] = _bits(stops)
     return rows
 
