@@ -88,6 +88,7 @@ def config(**values) -> TrainingConfig:
         "steps": N_STEPS,
         "seq_len": 16,
         "global_batch": 4,
+        "micro_batch": 1,
         "nproc": 2,
         "precision": "fp32",
         "optim": AdamWConfig(lr=1e-2),
@@ -155,10 +156,12 @@ def test_one_rank_continues_from_two_with_the_same_data(unbroken, tmp_path):
 
 
 def test_one_rank_has_the_losses_of_two(unbroken, tmp_path):
+    """Also without accumulation, while the two ranks take a row at a time."""
     folder, _ = unbroken
     spec = JobSpec(
         job="j", out=tmp_path, ledger=tmp_path / LEDGER_FILE, common={}, model=MODEL, weights=None,
-        source=SourceSpec("rows_of_two:Rows"), special_ids={}, training=config(nproc=1),
+        source=SourceSpec("rows_of_two:Rows"), special_ids={},
+        training=config(nproc=1, micro_batch=0),
     )  # fmt: skip
     spec.attempt_dir(0).mkdir(parents=True)
     heart, world = (

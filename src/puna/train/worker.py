@@ -6,6 +6,7 @@ torch is imported only after the process has tied its life to its parent's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -64,7 +65,8 @@ def _report(error: BaseException, heart: HeartbeatWriter, out: Path) -> int:
     shown = explain_environment_error(error, out) or error
     lost_peer = is_lost_peer(error)
     details = "".join(traceback.format_exception(error))
-    heart.fail(shown, details, lost_peer=lost_peer)
+    with contextlib.suppress(OSError):  # a full disk: the supervisor meets it, too, and says so
+        heart.fail(shown, details, lost_peer=lost_peer)
     print(details, file=sys.stderr, flush=True)  # noqa: T201 (the attempt's log file)
     if isinstance(shown, PunaError):
         return USER_ERROR_EXIT_CODE
