@@ -63,6 +63,14 @@ def test_utf16_without_a_mark(encoding):
     assert decode(FRENCH.encode(encoding)) == (FRENCH, encoding)
 
 
+def test_lines_of_several_encodings():
+    lines = ["A plain line of a changelog.\n"] * 30
+    data = "".join(lines).encode() + "Rogério\n".encode() + "Skjærlund\n".encode("cp1252")
+    assert decode(data) == ("".join(lines) + "Rogério\nSkjærlund\n", "utf-8+cp1252")
+    with pytest.raises(UnusableError):
+        decode(data + b"\x81\n")  # no character in either
+
+
 def test_the_declared_encoding_comes_before_utf8():
     data = "Größe".encode()
     assert decode(data, "latin-1") == ("GrÃ¶Ã\x9fe", "iso8859-1")
@@ -324,6 +332,13 @@ def test_an_unclosed_definition_does_not_swallow_the_page():
 
 
 # the whole
+
+
+def test_a_lone_surrogate_in_html_and_an_unknown_media_type():
+    with pytest.raises(UnusableError, match="surrogate"):
+        extract("<p>\ud83d</p>", "text/html")
+    with pytest.raises(KeyError, match="image/png"):
+        extract("x", "image/png")
 
 
 @pytest.mark.parametrize("media_type", sorted(MEDIA_TYPES))

@@ -311,6 +311,19 @@ def test_the_plan_groups_neighbours_up_to_the_size(tmp_path):
     assert len({unit.digest for unit in units}) == 5
 
 
+def test_a_lost_document_is_noticed(corpus, tmp_path, monkeypatch):
+    original = ingest_unit.write_documents
+    monkeypatch.setattr(
+        ingest_unit, "write_documents", lambda path, table: original(path, table.slice(1))
+    )
+    with pytest.raises(RuntimeError, match="does not hold the ids"):
+        run(tmp_path / "out", files("mix", corpus / "a.jsonl"))
+    monkeypatch.setattr(ingest_unit, "write_documents", original)
+    monkeypatch.setattr(ingest_unit._UnitWriter, "_count_in", lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"'mix': 0 records in, 47 kept, 3 rejected, 47 in"):
+        run(tmp_path / "out2", files("mix", corpus / "a.jsonl"))
+
+
 # resuming
 
 

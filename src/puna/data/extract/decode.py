@@ -10,6 +10,7 @@ from resiliparse.parse.encoding import detect_encoding
 from puna.data.readers.records import UnusableError
 
 UTF8 = "utf-8"
+MIXED = "utf-8+cp1252"
 
 _BOMS = (
     (codecs.BOM_UTF8, UTF8),
@@ -23,6 +24,8 @@ _MAX_NUL_SHARE = 0.01
 _MAX_CONTROL_SHARE = 0.05
 _WIDE_NUL_SHARE = 0.3
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\b\x1b")) + b"\x7f"
+_HIGH = bytes(range(0x80, 0x100))
+_MAX_MIXED_SHARE = 0.05
 _C1_CONTROL = re.compile("[\x80-\x84\x86-\x9f\ufffd]")  # U+0085 is a line end in some encodings
 
 _DECLARATIONS = {
@@ -39,8 +42,8 @@ def decode(data: bytes, declared: str | None = None, media_type: str = "") -> tu
     """Decode a document.
 
     The order is: byte order mark; declared encoding (by the caller, or inside the document:
-    PEP 263, HTML meta, man page); UTF-8; detection. Each must decode the whole text without an
-    error.
+    PEP 263, HTML meta, man page); UTF-8; UTF-8 and Windows-1252 line by line, for a text that is
+    nearly all ASCII and has both; detection. Each must decode the whole text without an error.
 
     Args:
         data: The bytes.
@@ -69,11 +72,36 @@ def decode(data: bytes, declared: str | None = None, media_type: str = "") -> tu
             return text, _canonical(name)
     if is_binary(data):
         raise UnusableError("binary", "the content is no text")
+    mixed, has_utf8 = _line_by_line(data)
+    if mixed is not None and has_utf8:  # a detector would take the UTF-8 lines for another encoding
+        return mixed, MIXED
     detected = detect_encoding(data, html5_compatible=True) or UTF8
     text = _try(data, detected) if detected != UTF8 else None
-    if text is None or _C1_CONTROL.search(text):
+    if text is not None and not _C1_CONTROL.search(text):
+        return text, _canonical(detected)
+    if mixed is None:
         raise UnusableError("encoding", "neither UTF-8 nor a detected encoding fits")
-    return text, _canonical(detected)
+    return mixed, "cp1252"
+
+
+def _line_by_line(data: bytes) -> tuple[str | None, bool]:
+    """Decode a text that is nearly all ASCII, in which lines of UTF-8 and Windows-1252 are mixed.
+
+    Changelogs that many people have written to look like this.
+
+    Returns:
+        The text, None when this does not fit; and whether a line beyond ASCII is UTF-8.
+    """
+    n_high = len(data) - len(data.translate(None, _HIGH))
+    if n_high > _MAX_MIXED_SHARE * len(data):
+        return None, False
+    lines, has_utf8 = [], False
+    for line in data.split(b"\n"):
+        text = _try(line, UTF8)
+        has_utf8 |= text is not None and not line.isascii()
+        lines.append(_try(line, "cp1252") if text is None else text)
+    whole = "\n".join(line for line in lines if line is not None)
+    return (None if None in lines or _C1_CONTROL.search(whole) else whole), has_utf8
 
 
 def is_binary(data: bytes) -> bool:

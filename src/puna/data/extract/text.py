@@ -41,10 +41,14 @@ def extract(
         text, encoding = decode(content, declared_encoding, media_type)
     else:
         text, encoding = content, UTF8
+    if media_type not in MEDIA_TYPES:
+        raise KeyError(f"no extraction for media type {media_type!r}; known: {sorted(MEDIA_TYPES)}")
     extraction = MEDIA_TYPES[media_type]
     if extraction is not None:
         try:
             text = extraction(text)
+        except UnicodeEncodeError as error:
+            raise UnusableError("surrogate", f"lone surrogate at {error.start:,}") from error
         except (ValueError, RuntimeError, RecursionError) as error:
             raise UnusableError("extract", f"{media_type}: {error}") from error
     return normalise(text, media_type), encoding

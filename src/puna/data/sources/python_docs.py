@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from email import message_from_string
 from email.message import Message
+from functools import cache
 from typing import Literal
 
 from puna.core.progress import say
@@ -65,7 +66,7 @@ class PythonDocs:
             yield from _installed_texts()
         for folder in self._config.folders:
             if not os.path.isdir(folder):
-                say(f"[dim]source {self._config.name}: no folder {folder} here, left out[/dim]")
+                _note_absent(folder)
                 continue
             prefix = f"{os.path.basename(os.path.normpath(folder))}/"
             for item in walk_files(folder, prefix, must_read=False):
@@ -94,6 +95,11 @@ class PythonDocs:
                 if isinstance(record, RawRecord):
                     record.metadata.update(_describe(item.path))
                 yield record
+
+
+@cache
+def _note_absent(folder: str) -> None:
+    say(f"[dim]there is no folder {folder} here; it is left out[/dim]")
 
 
 def _installed_texts() -> Iterator[WorkItem]:
