@@ -106,7 +106,10 @@ def save_hf(
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # unfinished until the new one is written
-    tensors = {hf_name(name): _storable(tensor, dtype) for name, tensor in state_dict.items()}
+    tensors = {
+        hf_name(name): tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        for name, tensor in state_dict.items()
+    }
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     special_ids = special_ids_to_hf(bos_id, eos_ids, pad_id)
@@ -247,13 +250,6 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
         raise PunaError(f"{path} is damaged: {error}", _RELOAD) from error
-
-
-def _storable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-    # The writer refuses tensors that share memory; a part of a larger buffer gets its own.
-    owns_all = stored.untyped_storage().nbytes() == stored.numel() * stored.element_size()
-    return stored if owns_all else stored.clone()
 
 
 def _more(names: list[str]) -> str:
