@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from puna.core.units import format_bytes, format_count, format_duration
-from puna.ui.report.charts.curves import draw_curves
+from puna.ui.report.charts.curves import SMOOTH_FROM, draw_curves
 from puna.ui.report.charts.frame import colour_of, figure
 from puna.ui.report.charts.funnel import draw_funnel
 from puna.ui.report.charts.results import (
@@ -78,6 +78,7 @@ def render(value: dict[str, Any], *, max_samples: int = 12) -> str:
         bucket_meaning=BUCKET_MEANING,
         part_names=PART_NAMES,
         shape_of=shape_of,
+        smooth_from=SMOOTH_FROM,
         n_pauses=n_pauses(value["stages"]),
     )
 

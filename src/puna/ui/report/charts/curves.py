@@ -18,7 +18,8 @@ _LEFT = 52.0
 _TITLE = 20.0
 _BETWEEN = 16.0
 _MOST_POINTS = 1200
-_SMOOTH_FROM = 60
+SMOOTH_FROM = 60
+"""Points from which on a curve has a running mean."""
 _TALL, _SHORT = 230.0, 62.0
 
 
@@ -97,7 +98,7 @@ def _draw_panel(
             svg.text(steps.end + 6, percent(tick) + 4, f"{tick:.0%}", "t muted num")
     for line in replaced:
         svg.path(_path(line, steps, scale), "line replaced")
-    smooth = panel.smooth and len(points) >= _SMOOTH_FROM
+    smooth = panel.smooth and len(points) >= SMOOTH_FROM
     svg.path(_path(points, steps, scale), f"line {panel.cls}" + (" faint" if smooth else ""))
     if smooth:
         svg.path(_path(_smoothed(points), steps, scale), f"line {panel.cls} strong-line")

@@ -72,7 +72,15 @@ def time_axis(svg: Svg, scale: Scale, y: float, n_ticks: int) -> None:
         (name, unit_s) for name, unit_s in _TIME_UNITS if scale.high >= 2 * unit_s or unit_s == 1
     )
     ticks = [tick * unit_s for tick in nice_ticks(0.0, scale.high / unit_s, n_ticks)]
-    x_axis(svg, scale, y, ticks, lambda s: f"{s / unit_s:g} {name}" if s else "0")
+    x_axis(svg, scale, y, ticks, lambda s: _time_text(s, name, unit_s))
+
+
+def _time_text(seconds: float, name: str, unit_s: float) -> str:
+    if seconds == 0:
+        return "0"
+    if unit_s == 60 and seconds < 60:
+        return f"{seconds:g} s"
+    return f"{seconds / unit_s:g} {name}"
 
 
 def x_axis(

@@ -114,16 +114,21 @@ def _draw_dropped(
     shown = ranked[: _SHOWN_REASONS if len(ranked) <= _SHOWN_REASONS else _SHOWN_REASONS - 1]
     if layout.down:
         x, room = layout.stream + 34, layout.width - layout.stream - 34
-        y = along + 1
     else:
         x, room = along + 12, layout.gap - 22
-        y = across + 9
     for reason in shown:
         amount = _short(reason[unit], unit)
         lines.append((shorten(f"{amount} {reason['reason']}", room), "t muted num"))
     hidden = step["n_reasons"] - len(shown)
     if hidden > 0:
         lines.append((f"and {hidden} more reason{'s' if hidden > 1 else ''}", "t muted"))
+    tall = _LINE * (len(lines) - 1)
+    if layout.down:
+        y = along + 1
+    elif size > tall + 24:  # at the foot of a long bar, where no stream passes
+        y = across + size - tall - 1
+    else:
+        y = across + 9
     for number_, (text, cls) in enumerate(lines):
         svg.text(x, y + number_ * _LINE, text, cls)
 
