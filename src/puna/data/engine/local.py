@@ -23,8 +23,8 @@ from puna.data.engine.shardwork import (
     verify_shard,
 )
 
-SMALL_INPUT_BYTES = 4 << 20
-"""Below this, starting worker processes (1-2 s each) costs more than it saves."""
+SMALL_INPUT_BYTES = 32 << 20
+"""Below this, starting worker processes (1-2 s of CPU each) costs more than it saves."""
 
 
 def map_shards(

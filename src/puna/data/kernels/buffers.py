@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import types
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numba import njit
 
 Array = Any
@@ -65,7 +69,30 @@ def fixed(array: np.ndarray) -> np.ndarray:
 
 def kernel(function: Any) -> Any:
     """Compile a hot loop: no interpreter lock, cached on disk, compiled at the first call."""
-    return njit(nogil=True, cache=True)(function)
+    return njit(nogil=True, cache=True)(_stamped(function))
+
+
+def _digest_of_sources() -> str:
+    digest = xxhash.xxh3_64()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_SOURCES = _digest_of_sources()
+
+
+def _stamped(function: Any) -> Any:
+    """Give a function a closure variable that holds the digest of all kernel sources.
+
+    Numba's cache on disk looks at the file of a function and at its closure, but not at functions
+    of other files that were compiled into it: without the digest, a change to a helper would leave
+    stale machine code behind.
+    """
+    code = function.__code__.replace(co_freevars=("_sources",))
+    cell = types.CellType(_SOURCES)
+    stamped = types.FunctionType(code, function.__globals__, function.__name__, None, (cell,))
+    return functools.update_wrapper(stamped, function)
 
 
 @kernel

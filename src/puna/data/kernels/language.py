@@ -30,7 +30,7 @@ class Model(NamedTuple):
     moves: np.ndarray
     rows: np.ndarray
     outputs: np.ndarray
-    log_likelihoods: np.ndarray
+    log_likelihoods: np.ndarray  # float16 as uint16 [n_features, n_labels]
     log_priors: np.ndarray
     labels: list[str]
     aliases: list[tuple[int, int]]
@@ -53,18 +53,37 @@ def load_model() -> Model:
         fixed(np.asarray(loaded.tk_nextmove, np.uint32)),
         fixed(np.asarray(loaded.tk_row, np.int64) << 8),
         fixed(np.asarray(loaded.tk_output, np.int64)),
-        np.asarray(loaded.nb_ptc),
+        fixed(np.ascontiguousarray(loaded.nb_ptc, np.float16).view(np.uint16)),
         np.asarray(loaded.nb_pc, np.float32),
         labels,
         aliases,
     )
 
 
+@lru_cache(maxsize=1)
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """Every float16 as float32 (numba has no float16), and log(1 + count)."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    with np.errstate(invalid="ignore"):
+        return fixed(halves.astype(np.float32)), fixed(
+            np.log1p(np.arange(4 * HEAD_BYTES + 1, dtype=np.float32))
+        )
+
+
 @kernel
-def _walk(
-    data: Array, moves: Array, rows: Array, outputs: Array, counts: Array, seen: Array
+def _score(
+    data: Array,
+    moves: Array,
+    rows: Array,
+    outputs: Array,
+    likelihoods: Array,
+    halves: Array,
+    logs: Array,
+    counts: Array,
+    seen: Array,
+    scores: Array,
 ) -> Int:
-    """Count the features of a text into ``counts``; list them in ``seen``; return their number."""
+    """Add the log likelihoods of a text's features to ``scores``; return the number of features."""
     state, n = np.int64(0), 0
     for i in range(len(data)):
         state = np.int64(moves[rows[state] + data[i]])
@@ -74,6 +93,12 @@ def _walk(
                 seen[n] = feature
                 n += 1
             counts[feature] += 1
+    for k in range(n):
+        feature = seen[k]
+        weight = logs[counts[feature]]
+        counts[feature] = 0
+        for label in range(len(scores)):
+            scores[label] += weight * halves[likelihoods[feature, label]]
     return n
 
 
@@ -104,21 +129,20 @@ def identify(texts: Texts, alive: np.ndarray) -> tuple[list[str], np.ndarray]:
         rounded to four digits, float64 [n_texts].
     """
     model = load_model()
-    n_features = len(model.log_likelihoods)
-    counts, seen = np.zeros(n_features, np.int32), np.empty(HEAD_BYTES * 4, np.int64)
+    counts = np.zeros(len(model.log_likelihoods), np.int32)
+    seen = np.empty(4 * HEAD_BYTES, np.int64)
     codes = [UNKNOWN] * len(texts)
     confidences = np.zeros(len(texts), np.float64)
     for index in np.flatnonzero(alive):
         head = _head(texts.bytes_of(int(index)))
-        data = np.frombuffer(head, np.uint8)
-        n = _walk(data, model.moves, model.rows, model.outputs, counts, seen)
-        if n == 0:
-            continue
-        found = np.sort(seen[:n])
-        weights = np.log1p(counts[found].astype(np.float32))
-        counts[found] = 0
-        scores = (weights[:, None] * model.log_likelihoods[found].astype(np.float32)).sum(0)
-        codes[index], confidences[index] = _decide(scores + model.log_priors, len(head), model)
+        scores = np.zeros(len(model.labels), np.float32)
+        n_found = _score(
+            np.frombuffer(head, np.uint8), model.moves, model.rows, model.outputs,
+            model.log_likelihoods, *_tables(), counts, seen, scores,
+        )  # fmt: skip
+        if n_found:
+            scores += model.log_priors
+            codes[index], confidences[index] = _decide(scores, len(head), model)
     return codes, confidences
 
 
