@@ -234,7 +234,8 @@ class Generated(FilterConfig):
 
 
 LICENCE_PHRASES = (
-    "is hereby granted", "permission to use, copy, modify", "without warranty of any kind", "without any warranty",
+    "is hereby granted", "permission to use, copy, modify", "without warranty of any kind",
+    "without any warranty",
     "redistribution and use in source", "redistributions of source code",
     "redistributions in binary form", "licensed under the", "all rights reserved",
     "copyright (c)", "copyright ©", "apache license", "gnu general public license",
