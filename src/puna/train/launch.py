@@ -13,7 +13,7 @@ from puna.core.fsio import remove_tree
 from puna.resilience.heartbeat import read_failures, read_heartbeats
 from puna.resilience.protocols import Failure, Heartbeat
 from puna.resilience.supervisor import process_alive
-from puna.train.parallel.threads import threads_per_rank
+from puna.train.parallel.threads import thread_env
 from puna.train.spec import JobSpec
 from puna.train.worker import PARENT_ENV
 
@@ -47,8 +47,7 @@ class TrainJob:
         remove_tree(folder)
         folder.mkdir(parents=True)
         worker = ["puna.train.worker", str(self._path), str(attempt)]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        env["OMP_NUM_THREADS"] = str(threads_per_rank(self.n_ranks))
+        env = {**os.environ, **thread_env(self.n_ranks), "PYTHONUNBUFFERED": "1"}
         if self.n_ranks == 1:
             env[PARENT_ENV] = str(os.getpid())
             command = [sys.executable, "-m", *worker]
