@@ -295,6 +295,11 @@ def test_samples_of_both_models(inputs: dict[str, Artifact], tmp_path: Path) -> 
     ).read_bytes()
 
 
+def test_equal_prompts_give_different_texts(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    _, samples = sample(inputs, tmp_path, prompts=("a", "a"), n_questions=0)
+    assert samples[0]["completion"] != samples[1]["completion"]
+
+
 def test_samples_without_tuning_or_with_given_questions(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ class SamplesConfig(Config):
     n_questions: int = Field(default=3, ge=0)
     """Held-out questions to take when none are given."""
     sampling: Sampling = Field(default_factory=lambda: Sampling(max_new_tokens=64))
-    """How completions are sampled."""
+    """How completions are sampled; each text draws with a seed of its own, counted from this."""
     chat_sampling: Sampling = Field(
         default_factory=lambda: Sampling(temperature=0.0, max_new_tokens=64)
     )
@@ -74,14 +74,15 @@ def write_samples(cfg: SamplesConfig, inputs: Artifacts, out: Path, events: Ledg
             loaded = load(inputs["model"].file(MODEL_DIR), cfg.device)
             for prompt in cfg.prompts:
                 prompt_ids = loaded.tokenizer.encode(prompt, bos=True)
-                done.append(complete(loaded, prompt_ids, cfg.sampling))
+                done.append(complete(loaded, prompt_ids, _nth(cfg.sampling, len(samples))))
                 samples.append(_sample("completion", "pretrained", prompt, done[-1]))
                 bar.advance()
         if questions:
             loaded = load(inputs["tuned"].file(MODEL_DIR), cfg.device)
             for question, reference in questions:
                 asked = [{"role": "user", "content": question}]
-                answer = complete(loaded, loaded.tokenizer.encode_chat(asked), cfg.chat_sampling)
+                prompt_ids = loaded.tokenizer.encode_chat(asked)
+                answer = complete(loaded, prompt_ids, _nth(cfg.chat_sampling, len(samples)))
                 done.append(answer)
                 samples.append(
                     {
@@ -123,6 +124,11 @@ def _questions(cfg: SamplesConfig, inputs: Artifacts) -> list[tuple[str, str | N
         if len(asked) < cfg.n_questions:
             asked.setdefault(question, answer)
     return list(asked.items())
+
+
+def _nth(sampling: Sampling, number: int) -> Sampling:
+    """Equal draws for every text would make the texts of a weak model alike."""
+    return sampling.model_copy(update={"seed": (sampling.seed + number) % 2**63})
 
 
 def _sample(kind: str, model: str, prompt: str, done: Completion) -> dict[str, Any]:
