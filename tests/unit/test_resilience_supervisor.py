@@ -116,10 +116,50 @@ def test_detection_time_counts_from_the_injection(events: Ledger):
     assert kinds(events, "fault.detected")[0]["detect_s"] < 500  # not the age of the heartbeat
 
 
+class Stepping(FakeAttempt):
+    """Takes steps of ``step_s`` up to step 4; there rank 1 falls silent ``age_s`` ago."""
+
+    def __init__(self, step_s: float, age_s: float):
+        super().__init__()
+        self.step, self.step_s, self.age_s = 0, step_s, age_s
+
+    def heartbeats(self):
+        self.step = min(self.step + 1, 4)
+        age_s = (4 - self.step) * self.step_s
+        silent_s = self.age_s if self.step == 4 else 0.0
+        return [beat(0, self.step, age_s=age_s), beat(1, self.step, age_s=age_s + silent_s)]
+
+
 def test_a_silent_rank_is_a_hang(events: Ledger):
-    hung = FakeAttempt(None, [beat(0, 4), beat(1, 4, age_s=60)])
+    hung = Stepping(step_s=0.01, age_s=60)
     outcome = supervise(FakeJob(hung, good()), events, POLICY, history=JobHistory())
     assert [(f.what, f.rank, f.step) for f in outcome.faults] == [("hang", 1, 4)]
+
+
+def test_slow_steps_are_no_hang(events: Ledger):
+    slow = Stepping(step_s=20, age_s=60)  # far beyond hang_timeout_s, and yet only three steps
+    ticks = iter(range(9))
+
+    def tick() -> None:
+        if next(ticks) == 7:
+            slow.code = 0
+
+    policy = RestartPolicy(hang_timeout_s=0.15, start_timeout_s=1e9)
+    supervise(FakeJob(slow), events, policy, history=JobHistory(), on_tick=tick)
+    assert not kinds(events, "fault.detected")
+
+
+def test_the_first_step_may_take_as_long_as_the_start(events: Ledger):
+    policy = RestartPolicy(hang_timeout_s=0.0, start_timeout_s=1e9)
+    first = FakeAttempt(None, [beat(0, 0, age_s=60), beat(1, 0, age_s=60)])
+    ticks = iter(range(9))
+
+    def tick() -> None:
+        if next(ticks) == 2:
+            first.code = 0
+
+    supervise(FakeJob(first), events, policy, history=JobHistory(), on_tick=tick)
+    assert not kinds(events, "fault.detected")
 
 
 def test_a_rank_that_saves_may_be_silent_longer_than_one_that_steps(events: Ledger):

@@ -20,6 +20,7 @@ from puna.resilience.history import JobHistory
 from puna.resilience.protocols import Attempt, Heartbeat, Job
 
 POLL_S = 0.05
+_HANG_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,15 @@ class RestartPolicy:
 
     Attributes:
         max_restarts: Restarts in a row without one new step.
-        hang_timeout_s: Longest silence of a rank inside a step.
-        start_timeout_s: Longest silence while it starts or saves.
+        hang_timeout_s: Longest silence of a rank inside a step; at least ten times the longest step
+            of the attempt so far, so that a slow machine is not taken for a hung one.
+        start_timeout_s: Longest silence while it starts (to the end of its first step) or saves.
         max_backoff_s: The first restart is immediate; while there is no new step the pause grows
             1, 2, 4 ... seconds up to this.
     """
 
     max_restarts: int = 10
-    hang_timeout_s: float = 120.0
+    hang_timeout_s: float = 60.0
     start_timeout_s: float = 300.0
     max_backoff_s: float = 30.0
 
@@ -157,6 +159,8 @@ class _Watch:
         self.furthest = 0
         """Steps that some rank has completed in this attempt, or in an earlier one."""
         self.log_tail = ""
+        self._longest_step_s = 0.0
+        self._last_beats: dict[int, Heartbeat] = {}
 
     def run(self) -> Fault | None:
         """Return why the attempt failed, or None when it ended well; no process is left."""
@@ -177,6 +181,7 @@ class _Watch:
             beats = running.heartbeats()
             self.furthest = max([self.furthest, *(beat.step for beat in beats)])
             self._note_recovery(beats)
+            self._time_steps(beats)
             if code == 0:
                 return None
             fault = self._find_fault(running, code, beats)
@@ -234,7 +239,7 @@ class _Watch:
             )  # fmt: skip
         for beat in sorted(beats, key=lambda beat: beat.t_mono_s):
             silent_s = now_s - beat.t_mono_s
-            limit_s = policy.hang_timeout_s if beat.phase == "step" else policy.start_timeout_s
+            limit_s = self._limit_s(beat)
             if beat.phase != "done" and silent_s > limit_s:
                 return Fault(
                     "hang", beat.rank, beat.step, self._since_s(beat, now_s),
@@ -242,6 +247,19 @@ class _Watch:
                     f"for {silent_s:.0f} s",
                 )  # fmt: skip
         return None
+
+    def _limit_s(self, beat: Heartbeat) -> float:
+        if beat.phase != "step" or self._longest_step_s == 0.0:
+            return self._policy.start_timeout_s
+        return max(self._policy.hang_timeout_s, _HANG_STEPS * self._longest_step_s)
+
+    def _time_steps(self, beats: list[Heartbeat]) -> None:
+        for beat in beats:
+            last = self._last_beats.get(beat.rank)
+            if last is not None and last.phase == "step" and beat.step > last.step:
+                step_s = (beat.t_mono_s - last.t_mono_s) / (beat.step - last.step)
+                self._longest_step_s = max(self._longest_step_s, step_s)
+            self._last_beats[beat.rank] = beat
 
     def _since_s(self, beat: Heartbeat, now_s: float) -> float:
         """Seconds since a rank was hit: exact when we hit it, else since it was last heard."""

@@ -95,10 +95,11 @@ class RestartConfig(Config):
 
     max_restarts: int = Field(default=10, ge=0)
     """Restarts in a row without one new step."""
-    hang_timeout_s: float = Field(default=120.0, gt=0)
-    """Longest silence of a rank inside a step."""
+    hang_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest silence of a rank inside a step; ten times the longest step so far when that is more,
+    so that a slow machine is not taken for a hung one."""
     start_timeout_s: float = Field(default=300.0, gt=0)
-    """Longest silence of a rank while it starts or saves."""
+    """Longest silence of a rank while it starts (to the end of its first step) or saves."""
 
 
 class TrainingConfig(Config):

@@ -17,6 +17,7 @@ from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree, write_json
 from puna.core.ledger import Ledger, read_events
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.core.units import format_count, format_rate
 from puna.model.accounting import account
 from puna.model.config import LlamaConfig
 from puna.resilience.goodput import job_goodput
@@ -186,4 +187,20 @@ def _metrics(
             per_s = found["tokens_per_s"] * start["flops_per_token"]
             found["mfu"] = per_s / start["peak_flops_measured"]
     found["goodput"] = job_goodput(own, spec.job).to_json()
+    found["headline"] = _headline(found)
     return found
+
+
+def _headline(found: Metrics) -> str:
+    parts = [
+        f"{format_count(found['n_params'])} parameters, {format_count(found['tokens'])} tokens"
+    ]
+    if "final_loss" in found:
+        parts += [
+            f"loss {found['first_loss']:.2f} -> {found['final_loss']:.2f}",
+            format_rate(found["tokens_per_s"], "tokens"),
+        ]
+    faults = found["goodput"]["faults"]
+    if faults:
+        parts.append(f"{len(faults)} fault{'s' if len(faults) > 1 else ''} survived")
+    return ", ".join([*parts, f"goodput {found['goodput']['goodput']:.1%}"])
