@@ -106,7 +106,7 @@ def config(**values) -> PretrainConfig:
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     monkeypatch.setattr(stage_module, "TrainJob", InThisProcess)
-    monkeypatch.setattr("puna.train.metrics._SIZES", {"cpu": 8})
+    monkeypatch.setattr("puna.train.metrics.measure_peak_flops", lambda *_: 1e9)
 
 
 def run(tmp_path: Path, cfg: PretrainConfig, inputs) -> dict:
