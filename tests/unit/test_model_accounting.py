@@ -41,7 +41,7 @@ def test_parts_equal_the_parameters_of_the_module(name):
         ("llama3-70b", 70_553_706_496),
         ("llama3.1-405b", 405_853_388_800),
         ("llama3.2-1b", 1_235_814_400),
-        ("demo", 4_000_000),
+        ("demo", 1_311_872),
     ],
 )
 def test_totals_are_the_published_ones(name, n_params):
@@ -135,7 +135,7 @@ def test_compare_and_list_as_json():
     assert values["changed"]["n_kv_heads"] == [32, 8]
     listed = json.loads(CliRunner().invoke(model_command, ["list", "--json"]).output)
     assert set(listed) == set(PRESETS)
-    assert listed["demo"]["n_params"] == 4_000_000
+    assert listed["demo"]["n_params"] == 1_311_872
 
 
 def test_list_shows_every_preset_in_full():

@@ -230,7 +230,7 @@ def test_run_without_a_fault_has_no_marks(tmp_path: Path) -> None:
 def test_model_tokens_and_mix_are_the_true_ones(run: Any, made: tuple[dict[str, Any], str]) -> None:
     value = made[0]
     shape = account(ModelConfig(preset="demo").resolve(4096))
-    assert value["model"]["n_params"] == shape.n_params == 4_000_000
+    assert value["model"]["n_params"] == shape.n_params == 1_311_872
     assert sum(part["params"] for part in value["model"]["parts"].values()) == shape.n_params
     assert value["model"]["n_bytes"] == 4 * shape.n_params
     mix = {row["source"]: row for row in value["tokens"]["mix"]}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from puna.core.artifact import ARTIFACT_FILE, Artifact
 from puna.core.progress import console, say
@@ -49,9 +50,11 @@ def _result(metrics: dict[str, Any]) -> str:
 
 
 def _print_samples(artifact: Artifact) -> None:
-    samples = json.loads(artifact.file("samples.json").read_text(encoding="utf-8"))
-    for sample in samples["samples"] if isinstance(samples, dict) else samples:
-        prompt = sample["prompt"]
-        console.print(f"[bold]{sample.get('kind', 'sample')}[/bold]")
-        console.print(f"{prompt}", style="cyan", markup=False, end="")
-        console.print(f"{sample['completion']}", markup=False, soft_wrap=True)
+    for sample in json.loads(artifact.file("samples.json").read_text(encoding="utf-8")):
+        if sample["kind"] == "chat":
+            lines = [(f"{turn['role']}: ", turn["content"]) for turn in sample["messages"]]
+        else:
+            lines = [("", sample["prompt"] + sample["completion"])]
+        say(f"[dim]{sample['kind']}, {sample['model']} model[/dim]")
+        for who, text in lines:
+            console.print(Text(f"  {who}", style="cyan").append(text.strip(), style="default"))
