@@ -135,6 +135,7 @@ def make_pairs(cfg: PairsConfig, inputs: Artifacts, out: Path, events: Ledger) -
         "by_split": {split: by_split[split] for split in SPLITS},
         "by_kind": dict(sorted(Counter(pair["kind"] for pair in pairs).items())),
         "example": pairs[0],
+        "headline": f"{len(pairs):,} pairs from {len(entries):,} documented names",
     }  # fmt: skip
 
 
