@@ -15,7 +15,7 @@ from pydantic import Field
 
 from puna.core import run as run_module
 from puna.core import stage as stage_module
-from puna.core.artifact import Artifact
+from puna.core.artifact import Artifact, code_version
 from puna.core.config import Config, Execution
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger, read_events
@@ -222,3 +222,16 @@ def test_a_second_run_is_told_who_holds_the_lock(
         holder.stdout.close()
     with run_lock(tmp_path):  # a killed holder lets go
         time.sleep(0)
+
+
+def test_the_code_version_is_the_checkouts() -> None:
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if head.returncode != 0:
+        pytest.skip("not a checkout")
+    assert code_version()["commit"] == head.stdout.strip()

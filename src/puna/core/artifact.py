@@ -145,23 +145,24 @@ def code_version() -> dict[str, Any]:
     here = Path(puna.__file__).resolve().parent
     found: dict[str, Any] = {"puna": puna.__version__, "commit": None, "dirty": None}
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "--", str(here)],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout
+        # Fails where puna is no checkout, also when it is installed below another repository.
+        _git(here, "ls-files", "--error-unmatch", "__init__.py")
+        commit = _git(here, "rev-parse", "HEAD")
+        status = _git(here, "status", "--porcelain", "--", str(here))
     except (OSError, subprocess.SubprocessError):
-        return found  # installed from a wheel, or no git here
-    return {**found, "commit": commit, "dirty": bool(status.strip())}
+        return found
+    return {**found, "commit": commit, "dirty": bool(status)}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 @cache
