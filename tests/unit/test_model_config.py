@@ -86,7 +86,7 @@ def test_a_scaling_given_in_the_section_replaces_the_presets():
     ("section", "message"),
     [
         ({"preset": "demmo"}, r"unknown model preset 'demmo'.*did you mean 'demo'"),
-        ({"preset": "demo", "n_heads": 3}, r"dim=256 is not a multiple of n_heads=3"),
+        ({"preset": "demo", "n_heads": 3}, r"dim=128 is not a multiple of n_heads=3"),
         ({"dim": 64}, r"without a preset the model also needs n_layers, n_heads, max_seq_len"),
         ({}, r"without a preset the model also needs dim"),
         ({"preset": "demo", "dimm": 1}, r"dimm"),

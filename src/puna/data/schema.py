@@ -33,7 +33,7 @@ DOCUMENT_SCHEMA = pa.schema(
     ]
 )
 """``path`` is the path or URL (``file.jsonl#12`` for a record of a file), ``metadata`` a JSON
-object, ``n_bytes`` the UTF-8 size of ``text``. Later stages append columns and drop none of these."""
+object, ``n_bytes`` the UTF-8 size of ``text``. Later stages append columns, and drop none."""
 
 REJECTION_FIELDS = [
     pa.field("step", pa.string(), nullable=False),

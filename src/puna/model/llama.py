@@ -22,8 +22,6 @@ from puna.model.cache import KVCache
 from puna.model.config import LlamaConfig
 from puna.model.rope import Rotation, RotationTable
 
-INIT_STD = 0.02
-
 
 class RMSNorm(nn.Module):
     """Root mean square normalisation (Zhang and Sennrich 2019).
@@ -212,10 +210,12 @@ def init_tensor(
 ) -> Float[Tensor, "*shape"]:
     """Return the initial value of one parameter, in float32 on the CPU.
 
-    Norms are ones; matrices are normal with standard deviation 0.02, the two projections that write
-    into the residual stream (wo, w2) divided by sqrt(2 * n_layers) (GPT-2). Each parameter has its
-    own generator, seeded by (seed, name): the value depends neither on the order of creation nor on
-    how the model is sharded, so a rank can compute the tensor and keep its part.
+    Norms are ones; matrices are normal with standard deviation 1/sqrt(columns): fan-in (LeCun et
+    al. 1998), which at dim 4096 is 0.016 and, unlike a fixed 0.02, also suits narrow models. The
+    two projections that write into the residual stream (wo, w2) are divided by sqrt(2 * n_layers)
+    (GPT-2). Each parameter has its own generator, seeded by (seed, name): the value depends neither
+    on the order of creation nor on how the model is sharded, so a rank can compute the tensor and
+    keep its part.
 
     Args:
         name: Full parameter name, ``layers.3.attention.wq.weight``.
@@ -226,7 +226,9 @@ def init_tensor(
     module = name.rsplit(".", 2)[-2]
     if module.endswith("norm"):
         return torch.ones(tuple(shape))
-    std = INIT_STD / math.sqrt(2 * config.n_layers) if module in ("wo", "w2") else INIT_STD
+    std = shape[-1] ** -0.5
+    if module in ("wo", "w2"):
+        std /= math.sqrt(2 * config.n_layers)
     digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return torch.randn(tuple(shape), generator=generator) * std
