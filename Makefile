@@ -7,15 +7,16 @@ STAMPS := $(VENV)/.stamps
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo test test-slow lint docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 $(STAMPS)/base: $(SOURCES)
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
-	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+		|| { echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing puna into $(VENV) (about a minute)"
 	@$(PIP) -e .
 	@mkdir -p $(STAMPS) && touch $@
@@ -41,8 +42,8 @@ demo: $(STAMPS)/base  ## the main job: raw documents -> a Llama that answers, wi
 test: $(STAMPS)/test  ## the tests (without those marked slow)
 	@$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: $(STAMPS)/test  ## all tests, the slow ones too
-	@$(BIN)/python -m pytest -n 2
+test-slow: $(STAMPS)/test  ## the slow tests: kills spread over the whole main job
+	@$(BIN)/python -m pytest -m slow
 
 lint: $(STAMPS)/test  ## style, types, import contract
 	@$(BIN)/ruff check .
