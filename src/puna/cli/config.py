@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @click.group(no_args_is_help=True)
@@ -64,66 +68,93 @@ def schema(stage: str | None, as_json: bool) -> None:
         raise PunaError(f"unknown stage {stage!r}", f"known: {', '.join(known)}")
     if as_json:
         model = known[stage].config if stage is not None else recipe_schema()
-        click.echo(json.dumps(model.model_json_schema(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(_json_schema(model), indent=2, ensure_ascii=False))
         return
     if stage is None:
         click.echo("# keys at the top")
-        _print_keys(RunSettings.model_json_schema())
+        _print_keys(_json_schema(RunSettings))
     for name in known if stage is None else [stage]:
         click.echo(f"\n[{name}]  # {known[name].summary}")
-        _print_keys(known[name].config.model_json_schema())
+        _print_keys(_json_schema(known[name].config))
+
+
+def _json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a model with all defaults, those that a function makes included."""
+    from pydantic import BaseModel
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class WithDefaults(GenerateJsonSchema):
+        def get_default_value(self, schema: Any) -> Any:
+            factory = schema.get("default_factory")
+            if factory is None:
+                return super().get_default_value(schema)
+            made = factory()
+            if isinstance(factory, type) and isinstance(made, BaseModel):
+                return made.model_dump(include={"kind"})  # all else are its keys' own defaults
+            return made
+
+    return model.model_json_schema(schema_generator=WithDefaults)
 
 
 def _print_keys(schema: dict[str, Any]) -> None:
-    definitions = schema.get("$defs", {})
-    for key, field in _fields(schema, definitions, ""):
-        default = f" = {json.dumps(field['default'])}" if "default" in field else " (required)"
-        meaning = " ".join(str(field.get("description", "")).split())
-        click.echo(f"{key}: {_type(field)}{default}\n    {meaning}")
+    for path, key_type, default, meaning in _keys(schema, schema.get("$defs", {}), ""):
+        click.echo(f"{path}: {key_type}{default}\n    {' '.join(meaning.split())}")
 
 
-def _fields(
+def _keys(
     schema: dict[str, Any], definitions: dict[str, Any], prefix: str
-) -> list[tuple[str, dict[str, Any]]]:
-    """All keys below a JSON schema, nested objects and the members of unions included."""
-    found = []
-    required = set(schema.get("required", []))
+) -> Iterator[tuple[str, str, str, str]]:
+    """Path, type, default and meaning of all keys below a JSON schema, those of tables included."""
+    required = schema.get("required", [])
     for key, field in schema.get("properties", {}).items():
-        path = f"{prefix}{key}"
-        nested = _references(field, definitions)
-        if not nested:
-            found.append((path, field if key not in required else _without_default(field)))
+        path, meaning = f"{prefix}{key}", str(field.get("description", ""))
+        mark, tables = _tables(field, definitions)
+        if not tables or mark:
+            yield path, _type(field), _default(field, key in required), meaning
+        for table in tables:
+            kind = table.get("properties", {}).get("kind", {}).get("const")
+            inner = f"{path}{mark}<{kind}>" if len(tables) > 1 else f"{path}{mark}"
+            if not mark:
+                yield inner, _type(field), _table_default(field, table, key in required), meaning
+            elif len(tables) > 1:
+                yield inner, "table", "", str(table.get("description", ""))
+            yield from _keys(table, definitions, f"{inner}.")
+
+
+def _tables(field: dict[str, Any], definitions: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """The tables that a key can hold, and what stands behind its name when it holds several.
+
+    Returns:
+        ``""``, ``"[]"`` (a list of tables) or ``".*"`` (tables under names that the user chooses);
+        the schemas of the tables.
+    """
+    for mark, part in ((".*", "additionalProperties"), ("[]", "items"), ("", None)):
+        value = field if part is None else field.get(part)
+        if not isinstance(value, dict):
             continue
-        many = field.get("type") == "array"
-        for title, inner in nested:
-            kind = inner.get("properties", {}).get("kind", {}).get("const")
-            mark = f"{path}{'[]' if many else ''}" + (
-                f"<{kind or title}>" if len(nested) > 1 else ""
-            )
-            found.append((mark, {**_without_default(field), "type": "table", "default": {}}))
-            found.extend(_fields(inner, definitions, f"{mark}."))
-    return found
+        options = [value, *value.get("anyOf", []), *value.get("oneOf", [])]
+        names = [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
+        found = [definitions[name] for name in names if "properties" in definitions[name]]
+        if found:
+            return mark, found
+    return "", []
 
 
-def _without_default(field: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in field.items() if key != "default"}
+def _default(field: dict[str, Any], required: bool) -> str:
+    return " (required)" if required else f" = {json.dumps(field.get('default'))}"
 
 
-def _references(
-    field: dict[str, Any], definitions: dict[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
-    options = [
-        field,
-        *field.get("anyOf", []),
-        *field.get("oneOf", []),
-        *field.get("allOf", []),
-        *([field["items"]] if isinstance(field.get("items"), dict) else []),
-        *(field.get("items", {}).get("oneOf", []) if isinstance(field.get("items"), dict) else []),
-    ]
-    names = [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
-    return [
-        (name, definitions[name]) for name in names if "properties" in definitions.get(name, {})
-    ]
+def _table_default(field: dict[str, Any], table: dict[str, Any], required: bool) -> str:
+    """What is taken for a table that is left out, as far as its keys' own defaults do not say."""
+    if required:
+        return " (required)"
+    default, keys = field.get("default"), table.get("properties", {})
+    if default is None:
+        return " = null"
+    if "kind" in keys and keys["kind"].get("const") != default.get("kind"):
+        return ""
+    own = {key: value for key, value in default.items() if value != keys[key].get("default")}
+    return f" = {json.dumps(own)}"
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -131,8 +162,14 @@ def _type(field: dict[str, Any]) -> str:
         return json.dumps(field["const"])
     if "enum" in field:
         return " | ".join(json.dumps(value) for value in field["enum"])
-    if "anyOf" in field:
-        return " | ".join(_type(option) for option in field["anyOf"])
+    options = field.get("anyOf") or field.get("oneOf")
+    if options:
+        return " | ".join(dict.fromkeys(map(_type, options)))
     if field.get("type") == "array":
         return f"list of {_type(field.get('items', {}))}"
+    if "$ref" in field:
+        return "table"
+    if field.get("type") == "object":
+        values = field.get("additionalProperties")
+        return f"table of {_type(values)}" if isinstance(values, dict) and values else "table"
     return str(field.get("type", "any"))
