@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes share the cores
 ROOT = Path(__file__).resolve().parents[1]
 
 # Everything stays, the sizes shrink: the same twelve stages, two ranks and the fault.
