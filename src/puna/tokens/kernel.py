@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, kernel
+from puna.data.kernels.buffers import FNV_PRIME, FNV_SEED, MIX, Array, kernel
 from puna.tokens.pretokens import MAX_CHARS, MAX_RUN_CHARS
 
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = 0, 1, 2, 3, 4
@@ -25,16 +25,15 @@ Word = Any
 NO_ID = -1
 _NO_RANK: Word = np.int64(1) << 40
 _EMPTY_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHORT_PIECE_BYTES = 96
 _MAX_SEEN = 1 << 16
 
 
 @kernel
 def _hash_bytes(data: Array, start: int, end: int) -> Word:
-    value = np.uint64(0xCBF29CE484222325)
+    value = FNV_SEED
     for i in range(start, end):
-        value = (value ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
+        value = (value ^ np.uint64(data[i])) * FNV_PRIME
     return value ^ (value >> np.uint64(29))
 
 
@@ -55,7 +54,7 @@ def fill_pairs(lefts: Array, rights: Array, merged: Array, keys: Array, values: 
     mask = np.uint64(len(keys) - 1)
     for i in range(len(lefts)):
         key = (np.uint64(lefts[i]) << np.uint64(32)) | np.uint64(rights[i])
-        at = ((key * _MIX) >> np.uint64(20)) & mask
+        at = ((key * MIX) >> np.uint64(20)) & mask
         while keys[at] != _EMPTY_KEY and keys[at] != key:
             at = (at + np.uint64(1)) & mask
         keys[at], values[at] = key, merged[i]
@@ -89,7 +88,7 @@ def _find_token(
 def _find_pair(left: int, right: int, keys: Array, values: Array) -> Word:
     mask = np.uint64(len(keys) - 1)
     key = (np.uint64(left) << np.uint64(32)) | np.uint64(right)
-    at = ((key * _MIX) >> np.uint64(20)) & mask
+    at = ((key * MIX) >> np.uint64(20)) & mask
     while keys[at] != _EMPTY_KEY:
         if keys[at] == key:
             return np.int64(values[at])

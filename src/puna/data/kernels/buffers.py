@@ -21,6 +21,13 @@ Int = Any
 Float = Any
 """A floating-point number inside a kernel."""
 
+FNV_SEED = np.uint64(0xCBF29CE484222325)
+FNV_PRIME = np.uint64(0x100000001B3)
+"""Start and factor of the hash FNV-1a of 64 bits (draft-eastlake-fnv)."""
+
+MIX = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 divided by the golden ratio: an odd factor that spreads the bits of a hash."""
+
 
 class Texts(NamedTuple):
     """The texts of a batch: text ``i`` is ``data[offsets[i]:offsets[i + 1]]``, UTF-8."""
@@ -68,8 +75,18 @@ def fixed(array: np.ndarray) -> np.ndarray:
 
 
 def kernel(function: Any) -> Any:
-    """Compile a hot loop: no interpreter lock, cached on disk, compiled at the first call."""
-    return njit(nogil=True, cache=True)(_stamped(function))
+    """Compile a hot loop: no interpreter lock, cached on disk, compiled at the first call.
+
+    Where neither the package's folder nor the user's cache folder can be written, each process
+    compiles it anew.
+    """
+    stamped = _stamped(function)
+    try:
+        return njit(nogil=True, cache=True)(stamped)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        return njit(nogil=True)(stamped)
 
 
 def _digest_of_sources() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, Int, Texts, kernel
+from puna.data.kernels.buffers import FNV_PRIME, FNV_SEED, MIX, Array, Int, Texts, kernel
 from puna.data.kernels.chars import code_point, is_unspaced
 
 N_PERMUTATIONS = 128
@@ -18,9 +18,6 @@ SHINGLE_WORDS = 5
 BAND_BITS = 7
 """Low bits of a bucket's key that hold the number of its band."""
 
-_SEED = np.uint64(0xCBF29CE484222325)
-_PRIME = np.uint64(0x100000001B3)
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIX_2 = np.uint64(0xD6E8FEB86659FD93)
 
 
@@ -34,7 +31,7 @@ def permutations() -> tuple[np.ndarray, np.ndarray]:
 @kernel
 def _mix(value: Int) -> Int:
     value ^= value >> np.uint64(32)
-    value *= _MIX
+    value *= MIX
     value ^= value >> np.uint64(29)
     value *= _MIX_2
     return value ^ (value >> np.uint64(32))
@@ -57,24 +54,24 @@ _WORD_BYTE = _word_table()
 def _split(data: Array, start: Int, end: Int, table: Array, hashes: Array) -> Int:
     """Hash the words of a text into ``hashes``; return their number."""
     n, i = 0, start
-    value, inside = _SEED, False
+    value, inside = FNV_SEED, False
     while i < end:
         byte = table[data[i]]
         if byte == 0:
             if inside:
                 hashes[n] = value
                 n += 1
-                value, inside = _SEED, False
+                value, inside = FNV_SEED, False
         elif byte >= 0xE0 and is_unspaced(code_point(data, i, end)):
             if inside:
                 hashes[n] = value
                 n += 1
-            hashes[n] = (_SEED ^ np.uint64(code_point(data, i, end))) * _PRIME
+            hashes[n] = (FNV_SEED ^ np.uint64(code_point(data, i, end))) * FNV_PRIME
             n += 1
-            value, inside = _SEED, False
+            value, inside = FNV_SEED, False
             i += 3 if byte >= 0xF0 else 2
         else:
-            value = (value ^ np.uint64(byte)) * _PRIME
+            value = (value ^ np.uint64(byte)) * FNV_PRIME
             inside = True
         i += 1
     if inside:
@@ -86,9 +83,9 @@ def _split(data: Array, start: Int, end: Int, table: Array, hashes: Array) -> In
 @kernel
 def _shingle(hashes: Array, first: Int, last: Int) -> Int:
     """Combine the words ``first`` to ``last`` (exclusive) to a 32-bit hash."""
-    value = _SEED
+    value = FNV_SEED
     for k in range(first, last):
-        value = (value ^ hashes[k]) * _PRIME
+        value = (value ^ hashes[k]) * FNV_PRIME
         value ^= value >> np.uint64(31)
     return np.uint32(_mix(value) >> np.uint64(32))
 
@@ -96,7 +93,7 @@ def _shingle(hashes: Array, first: Int, last: Int) -> Int:
 @kernel
 def _lower(signature: Array, a: Array, b: Array, h: Int) -> None:
     """Take the minimum with the 128 permuted values of one shingle (vectorised by LLVM)."""
-    for p in range(128):
+    for p in range(N_PERMUTATIONS):
         value = np.uint32(a[p] * h + b[p])
         signature[p] = min(value, signature[p])
 
@@ -108,7 +105,7 @@ def _sign(data: Array, offsets: Array, table: Array, a: Array, b: Array) -> Arra
     for d in range(n):
         longest = max(longest, offsets[d + 1] - offsets[d])
     hashes = np.empty(longest + 1, np.uint64)
-    signatures = np.empty((n, 128), np.uint32)
+    signatures = np.empty((n, N_PERMUTATIONS), np.uint32)
     for d in range(n):
         signature = signatures[d]
         signature[:] = np.uint32(0xFFFFFFFF)
@@ -119,7 +116,7 @@ def _sign(data: Array, offsets: Array, table: Array, a: Array, b: Array) -> Arra
             n_bytes = offsets[d + 1] - offsets[d]
             _lower(signature, a, b, _shingle(hashes, 0, n_bytes))
             continue
-        size = min(5, n_words)
+        size = min(SHINGLE_WORDS, n_words)
         for k in range(n_words - size + 1):
             _lower(signature, a, b, _shingle(hashes, k, k + size))
     return signatures
@@ -132,9 +129,9 @@ def _band_keys(signatures: Array, n_bands: Int) -> Array:
     keys = np.empty((n, n_bands), np.int64)
     for d in range(n):
         for band in range(n_bands):
-            value = _SEED ^ np.uint64(band)
+            value = FNV_SEED ^ np.uint64(band)
             for row in range(n_rows):
-                value = (value ^ np.uint64(signatures[d, band * n_rows + row])) * _PRIME
+                value = (value ^ np.uint64(signatures[d, band * n_rows + row])) * FNV_PRIME
                 value ^= value >> np.uint64(31)
             keys[d, band] = (np.int64(_mix(value)) << 7) | band
     return keys

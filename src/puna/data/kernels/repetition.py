@@ -18,7 +18,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, Float, Int, Texts, find_slot, kernel, power_of_two
+from puna.data.kernels.buffers import (
+    FNV_PRIME,
+    FNV_SEED,
+    MIX,
+    Array,
+    Float,
+    Int,
+    Texts,
+    find_slot,
+    kernel,
+    power_of_two,
+)
 
 COLUMNS = (
     "dup_line_share", "dup_line_char_share", "dup_paragraph_share", "dup_paragraph_char_share",
@@ -27,16 +38,13 @@ COLUMNS = (
     "dup_10gram_share",
 )  # fmt: skip
 
-_SEED = np.uint64(0xCBF29CE484222325)
-_PRIME = np.uint64(0x100000001B3)
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 _LAST_N = 10
 
 
 @kernel
 def _mix(value: Int) -> Int:
     value ^= value >> np.uint64(32)
-    value *= _MIX
+    value *= MIX
     return value ^ (value >> np.uint64(29))
 
 
@@ -66,9 +74,9 @@ def _split(
                     ends[n_lines - 1] = -done
             i += 1
             continue
-        value, n_chars = _SEED, 0
+        value, n_chars = FNV_SEED, 0
         while i < end and data[i] > 32:
-            value = (value ^ np.uint64(data[i])) * _PRIME
+            value = (value ^ np.uint64(data[i])) * FNV_PRIME
             n_chars += (data[i] & 0xC0) != 0x80
             i += 1
         hashes[n] = _mix(value)
@@ -108,25 +116,25 @@ def _blocks(
     """Fill the four shares of repeated lines and paragraphs."""
     mask = len(keys) - 1
     n = np.zeros(5, np.int64)  # repeated lines, their chars, paragraphs, repeated ones, their chars
-    word, first, block = 0, 0, _SEED
+    word, first, block = 0, 0, FNV_SEED
     for k in range(n_lines):
-        end, line = abs(ends[k]), _SEED
+        end, line = abs(ends[k]), FNV_SEED
         n_chars = chars[end] - chars[word]
         for w in range(word, end):
-            line = (line ^ hashes[w]) * _PRIME
+            line = (line ^ hashes[w]) * FNV_PRIME
             line ^= line >> np.uint64(31)
         word = end
         if _seen(keys, used, mask, _mix(line)):
             n[0] += 1
             n[1] += n_chars
-        block = (block ^ line) * _PRIME
+        block = (block ^ line) * FNV_PRIME
         block ^= block >> np.uint64(31)
         if ends[k] < 0:
             n[2] += 1
-            if _seen(keys, used, mask, _mix(block ^ _MIX)):  # other keys than those of lines
+            if _seen(keys, used, mask, _mix(block ^ MIX)):  # other keys than those of lines
                 n[3] += 1
                 n[4] += chars[end] - chars[first]
-            first, block = end, _SEED
+            first, block = end, FNV_SEED
     total = chars[word]
     row[0], row[1] = n[0] / n_lines, n[1] / total
     row[2], row[3] = n[3] / n[2], n[4] / total
@@ -187,7 +195,7 @@ def _next_grams(
         if here + size >= n_words or abs(counts[slots[i]]) < 2:
             continue
         if i + 1 < n and where[i + 1] == here + 1 and abs(counts[slots[i + 1]]) > 1:
-            grams[kept] = _mix((grams[i] * _PRIME) ^ hashes[here + size])
+            grams[kept] = _mix((grams[i] * FNV_PRIME) ^ hashes[here + size])
             where[kept] = here
             kept += 1
     return kept
@@ -209,7 +217,7 @@ def _ngrams(
     n = n_words - 1
     for i in range(n):
         where[i] = i
-        grams[i] = _mix((hashes[i] * _PRIME) ^ hashes[i + 1])
+        grams[i] = _mix((hashes[i] * FNV_PRIME) ^ hashes[i + 1])
     total = chars[n_words]
     for size in range(2, _LAST_N + 1):
         if n < 2:
