@@ -18,7 +18,6 @@ from puna.tokens.special import BOS, EOS, PAD, special_names
 
 MAX_TOKEN_BYTES = 128
 """Longest token, as in Llama 3's vocabulary."""
-N_BYTE_TOKENS = 256
 
 
 def train_ranks(batches: Iterable[Sequence[str]], n_ranks: int, min_frequency: int) -> list[str]:

@@ -19,7 +19,6 @@ from puna.tokens.documents import document_pieces
 from puna.tokens.loader import BatchSource
 
 LOADER_FILE = "loader.json"
-TOKENS_STAGE = "tokens.encode"
 SPLIT_STAGE = "data.split"
 _PARTIAL = ".partial"
 

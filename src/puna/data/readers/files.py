@@ -48,11 +48,6 @@ def format_of(path: str) -> str | None:
     return "roff" if in_manual and _MAN_SECTION.fullmatch(suffix) else None
 
 
-def media_type_of(format: str) -> str:
-    """Return the media type of a whole-file format."""
-    return _WHOLE_FILES[format]
-
-
 def read_file(
     file: BinaryIO,
     path: str,
