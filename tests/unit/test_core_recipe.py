@@ -48,6 +48,8 @@ class FitConfig(Config):
     """Optimiser."""
     items: tuple[Item, ...] = ()
     """Items."""
+    parts: tuple[Item, ...] = Field(default=(Item(path="a"),), min_length=1)
+    """Parts."""
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +124,7 @@ def test_changing_the_kind_drops_the_other_kinds_values() -> None:
         ({"lab": {"fit": {}}, "inputs": {"lab.fit.x": "y"}}, [], ["lab.fit.x", "no input"]),
         ({"lab": {"fit": {}}}, ["lab.fit.steps"], ["key=value"]),
         ({"lab": {"fit": {"items": []}}}, ["lab.fit.items.3.path=a"], ["'3'", "list of 0"]),
+        ({"lab": {"fit": {"items": [3]}}}, ["lab.fit.items.0.path=a"], ["items.0 is 3, not a t"]),
         ({"name": "a/b"}, [], ["name", "a/b"]),
     ],
 )
@@ -132,6 +135,20 @@ def test_wrong_values_name_path_value_and_nearest_key(
         resolve({"name": "t", **raw}, overrides)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_the_origin_of_a_wrong_value_inside_an_override_is_named() -> None:
+    with pytest.raises(PunaError, match=r"^override: lab\.fit\.items\.0\.path"):
+        resolve({"name": "t", "lab": {"fit": {}}}, ["lab.fit.items=[{path=3}]"])
+
+
+def test_a_list_is_not_called_too_short_because_its_items_are_wrong() -> None:
+    raw = {"name": "t", "lab": {"fit": {"parts": [{"path": 3}]}}}
+    with pytest.raises(PunaError, match=r"parts\.0\.path") as caught:
+        resolve(raw)
+    assert len(caught.value.message.splitlines()) == 1
+    with pytest.raises(PunaError, match="at least 1 item"):
+        resolve({"name": "t", "lab": {"fit": {"parts": []}}})
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:

@@ -129,6 +129,18 @@ def test_a_resumable_stage_finds_its_own_work(calls: Calls, tmp_path: Path) -> N
     assert "boom" in failed[0]["error"]
 
 
+def test_a_failed_attempt_without_work_does_not_hold_a_corrected_recipe_up(
+    calls: Calls, tmp_path: Path
+) -> None:
+    calls.fail = PunaError("wrong path", "correct it")
+    with pytest.raises(PunaError, match="wrong path"):
+        run_recipe(recipe_in(tmp_path))
+    (tmp_path / "r/lab.sum.partial/half").unlink()  # as if it had failed before it wrote anything
+    calls.fail = None
+    run_recipe(recipe_in(tmp_path, "lab.sum.factor=2"))
+    assert (tmp_path / "r/lab.sum/sum.txt").read_text() == "6"
+
+
 def test_killed_between_record_and_rename(calls: Calls, tmp_path: Path) -> None:
     run_recipe(recipe_in(tmp_path))
     (tmp_path / "r/lab.sum").rename(tmp_path / "r/lab.sum.partial")
@@ -162,9 +174,10 @@ def test_damage_is_found(calls: Calls, tmp_path: Path) -> None:
     (tmp_path / "r/lab.make/lines.txt").write_text("truncated and changed")
     with pytest.raises(PunaError, match=r"lines\.txt .*--rebuild|lines\.txt"):
         run_recipe(recipe_in(tmp_path))
-    (tmp_path / "r/lab.make/artifact.json").write_text("{")
-    with pytest.raises(PunaError, match="damaged"):
-        run_recipe(recipe_in(tmp_path))
+    for damage in ("{", "[]", "{}"):
+        (tmp_path / "r/lab.make/artifact.json").write_text(damage)
+        with pytest.raises(PunaError, match="damaged"):
+            run_recipe(recipe_in(tmp_path))
 
 
 def test_changed_input_files_are_mentioned(
@@ -190,6 +203,8 @@ def test_inputs_can_be_rewired_to_a_finished_folder(calls: Calls, tmp_path: Path
     raw = {"name": "s", "runs_dir": str(tmp_path), "inputs": {"lab.sum.lines": str(lines)}}
     run_recipe(resolve({**raw, "lab": {"sum": {"factor": 5}}}))
     assert (tmp_path / "s/lab.sum/sum.txt").read_text() == "15"
+    with pytest.raises(PunaError, match=r'inputs\."lab\.sum\.lines" is .*nowhere.*no.*finished'):
+        plan_steps(resolve({**raw, "inputs": {"lab.sum.lines": "nowhere"}, "lab": {"sum": {}}}))
     with pytest.raises(PunaError, match="not in the recipe"):
         plan_steps(resolve({"name": "s", "lab": {"sum": {}}}))
     with pytest.raises(PunaError, match="no stage"):

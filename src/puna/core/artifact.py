@@ -60,7 +60,7 @@ class Artifact:
             self.content_hash: str = self.record["content_hash"]
             self.metrics: dict[str, Any] = self.record["metrics"]
             self.config: dict[str, Any] = self.record["config"]
-        except (ValueError, KeyError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise PunaError(
                 f"{record} is damaged: {error!r}", f"remove {path} and run the stage again"
             ) from error

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from puna.core.errors import PunaError
 
@@ -31,10 +32,12 @@ def explain_validation(
         overridden: Dotted paths that came from overrides; they are named as such.
     """
     lines, fixes = [], []
-    for item in error.errors(include_url=False)[:_MAX_SHOWN]:
+    errors = _causes(error.errors(include_url=False))
+    for item in errors[:_MAX_SHOWN]:
         path, fields = _walk(schema, values, item["loc"])
         dotted = ".".join(str(part) for part in path)
-        source = "override" if dotted in (overridden or ()) else where
+        prefixes = {".".join(str(part) for part in path[: at + 1]) for at in range(len(path))}
+        source = "override" if prefixes & (overridden or set()) else where
         message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if item["type"] == "extra_forbidden":
             key = str(path[-1])
@@ -49,10 +52,23 @@ def explain_validation(
             at = f"{dotted}: " if dotted else ""
             lines.append(f"{source}: {at}{message} (got {_short(item['input'])})")
             fixes.append(f"correct {dotted}" if dotted else "correct the values named")
-    rest = error.error_count() - _MAX_SHOWN
+    rest = len(errors) - _MAX_SHOWN
     if rest > 0:
         lines.append(f"... and {rest} more")
     return PunaError("\n".join(lines), "; ".join(dict.fromkeys(fixes)))
+
+
+def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out lists that are too short only because their items were refused."""
+    return [
+        item
+        for item in errors
+        if item["type"] != "too_short"
+        or not any(
+            len(other["loc"]) > len(item["loc"]) and other["loc"][: len(item["loc"])] == item["loc"]
+            for other in errors
+        )
+    ]
 
 
 def _short(value: Any) -> str:

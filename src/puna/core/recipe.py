@@ -227,8 +227,8 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     for position, part in enumerate(parents):
         if isinstance(node, list):
             node = node[_index(node, part, dotted)]
-            continue
-        node = node.setdefault(part, {})
+        else:
+            node = node.setdefault(part, {})
         if not isinstance(node, dict | list):
             at = ".".join(parents[: position + 1])
             raise PunaError(f"override {dotted}: {at} is {node!r}, not a table", "check the key")
@@ -244,7 +244,7 @@ def _index(node: list[Any], part: str, dotted: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
         raise PunaError(
             f"override {dotted}: {part!r} is no position in a list of {len(node)}",
-            f"use 0 to {len(node) - 1}",
+            f"use 0 to {len(node) - 1}" if node else "write the list as a whole, key=[...]",
         )
     return int(part)
 

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -65,7 +65,8 @@ def plan_steps(recipe: Recipe) -> dict[str, Step]:
     """Order the stages of a recipe so that every stage comes after its inputs.
 
     Raises:
-        PunaError: A needed stage is not in the recipe, or the inputs form a circle.
+        PunaError: A needed stage is not in the recipe, the inputs form a circle, or an input is
+            wired to a folder that is no finished artifact.
     """
     configs = recipe.stage_configs()
     if not configs:
@@ -82,7 +83,7 @@ def plan_steps(recipe: Recipe) -> dict[str, Step]:
             if wired in configs:
                 sources[key] = wired
             elif wired != default:
-                sources[key] = Path(wired)
+                sources[key] = _finished_folder(wired, f'inputs."{name}.{key}"', configs)
             elif not need.endswith("?"):
                 raise PunaError(
                     f"stage {name} needs {key!r} from {default}, which is not in the recipe",
@@ -97,6 +98,16 @@ def plan_steps(recipe: Recipe) -> dict[str, Step]:
             f"the inputs form a circle: {' -> '.join(error.args[1])}", "correct the table [inputs]"
         ) from error
     return {name: steps[name] for name in order}
+
+
+def _finished_folder(wired: str, where: str, stages: Iterable[str]) -> Path:
+    """Check the folder that an input is wired to before the first stage runs, not hours later."""
+    if not (Path(wired) / ARTIFACT_FILE).is_file():
+        raise PunaError(
+            f"{where} is {wired!r}: neither a stage of the recipe nor a finished stage's folder",
+            f"give a folder that holds {ARTIFACT_FILE}, or one of {', '.join(stages)}",
+        )
+    return Path(wired)
 
 
 def run_recipe(
@@ -299,10 +310,10 @@ def _prepare_partial(partial: Path, step: Step, record: Mapping[str, Any]) -> bo
     note = partial / IDENTITY_FILE
     if note.exists() and step.stage.resumable:
         earlier = _read_identity(note)
-        if earlier is not None:
-            differences = _differences(earlier, record)
-            if not differences:
-                return True
+        differences = _differences(earlier, record) if earlier is not None else []
+        if earlier is not None and not differences:
+            return True
+        if differences and _holds_work(partial):
             raise PunaError(
                 f"{partial} holds unfinished work of another recipe; it differs in: "
                 + "; ".join(differences),
@@ -313,6 +324,12 @@ def _prepare_partial(partial: Path, step: Step, record: Mapping[str, Any]) -> bo
     keys = ("stage", "schema_version", "identity", "inputs", "fingerprint")
     write_json(note, {key: record[key] for key in keys})
     return False
+
+
+def _holds_work(partial: Path) -> bool:
+    """Tell whether a failed attempt left more than its notes, which a change may cost."""
+    notes = {IDENTITY_FILE, CONFIG_FILE}
+    return any(path.is_file() and path.name not in notes for path in partial.rglob("*"))
 
 
 def _read_identity(path: Path) -> dict[str, Any] | None:
