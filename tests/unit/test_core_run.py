@@ -172,12 +172,24 @@ def test_read_only_place_is_one_message(calls: Calls, tmp_path: Path) -> None:
 def test_damage_is_found(calls: Calls, tmp_path: Path) -> None:
     run_recipe(recipe_in(tmp_path))
     (tmp_path / "r/lab.make/lines.txt").write_text("truncated and changed")
-    with pytest.raises(PunaError, match=r"lines\.txt .*--rebuild|lines\.txt"):
+    with pytest.raises(PunaError, match=r"(?s)lines\.txt .*--rebuild lab\.make"):
         run_recipe(recipe_in(tmp_path))
+    with pytest.raises(PunaError, match=r"(?s)lines\.txt .*--rebuild lab\.make"):
+        run_recipe(recipe_in(tmp_path), only="lab.sum", rebuild=["lab.sum"])
     for damage in ("{", "[]", "{}"):
         (tmp_path / "r/lab.make/artifact.json").write_text(damage)
         with pytest.raises(PunaError, match="damaged"):
             run_recipe(recipe_in(tmp_path))
+
+
+def test_a_damaged_json_file_of_an_artifact_is_named(calls: Calls, tmp_path: Path) -> None:
+    run_recipe(recipe_in(tmp_path))
+    artifact = Artifact(tmp_path / "r/lab.make")
+    artifact.path.joinpath("lines.txt").write_text('{"a": 1}')
+    assert artifact.read_json("lines.txt") == {"a": 1}
+    artifact.path.joinpath("lines.txt").write_text("{")
+    with pytest.raises(PunaError, match=r"(?s)lines\.txt is damaged.*lab\.make again"):
+        artifact.read_json("lines.txt")
 
 
 def test_changed_input_files_are_mentioned(

@@ -79,6 +79,21 @@ class Artifact:
             )
         return path
 
+    def read_json(self, name: str) -> Any:
+        """Read a payload file that holds JSON.
+
+        Raises:
+            PunaError: The file is gone or damaged.
+        """
+        path = self.file(name)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PunaError(
+                f"{path} is damaged: {error}",
+                f"remove the folder {self.path} and run the stage {self.stage} again",
+            ) from error
+
     def damaged_files(self, *, content: bool = False) -> list[str]:
         """Name the payload files that are missing or whose size (or content) has changed.
 

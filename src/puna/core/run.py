@@ -276,6 +276,7 @@ def _open_inputs(run_dir: Path, step: Step) -> dict[str, Artifact]:
                 "run the whole recipe (`puna run RECIPE`), or that stage first",
             )
         inputs[key] = Artifact(folder)
+        _check_payload(inputs[key])
     return inputs
 
 
@@ -348,12 +349,7 @@ def _check_cached(artifact: Artifact, record: Mapping[str, Any], step: Step) -> 
             f"choose another `name` for this run, or pass --rebuild {name} (it makes anew what "
             "follows from it, too)",
         )
-    damaged = artifact.damaged_files()
-    if damaged:
-        raise PunaError(
-            f"{artifact.path} is damaged: {', '.join(damaged[:3])} missing or of another size",
-            f"pass --rebuild {name}",
-        )
+    _check_payload(artifact)
     if step.stage.external_state is not None:
         now = step.stage.external_state(step.config)
         if now != artifact.record.get("external_state"):
@@ -361,6 +357,15 @@ def _check_cached(artifact: Artifact, record: Mapping[str, Any], step: Step) -> 
                 f"[yellow]note[/yellow]: the input of {name} has changed since it was made; it is "
                 f"kept as it is (--rebuild {name} reads it again)"
             )
+
+
+def _check_payload(artifact: Artifact) -> None:
+    damaged = artifact.damaged_files()
+    if damaged:
+        raise PunaError(
+            f"{artifact.path} is damaged: {', '.join(damaged[:3])} missing or of another size",
+            f"make it anew: `puna run RECIPE --rebuild {artifact.stage}`",
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

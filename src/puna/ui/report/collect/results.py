@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,4 +86,4 @@ def samples_section(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]] | No
     artifact = inputs.get("samples")
     if artifact is None:
         return None
-    return json.loads(artifact.file(SAMPLES_FILE).read_text(encoding="utf-8"))
+    return artifact.read_json(SAMPLES_FILE)

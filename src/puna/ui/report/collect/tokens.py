@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ def tokens_section(inputs: Mapping[str, Artifact]) -> dict[str, Any] | None:
     encoded = inputs.get("tokens")
     if encoded is None:
         return None
-    index = json.loads(encoded.file(INDEX_FILE).read_text(encoding="utf-8"))
+    index = encoded.read_json(INDEX_FILE)
     splits: dict[str, dict[str, Any]] = index["splits"]
     sources: dict[str, dict[str, Any]] = {}
     for split, counts in splits.items():
