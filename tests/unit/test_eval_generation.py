@@ -204,6 +204,7 @@ def test_empty_stop_text_is_refused() -> None:
 
 def test_reasons_to_end(loaded: Loaded) -> None:
     prompt_ids = loaded.tokenizer.encode("Hi", bos=True)
+    loaded.tokenizer.stop_ids = frozenset()  # random weights may say anything
     whole = complete(loaded, prompt_ids, GREEDY)
     assert (whole.stop_reason, whole.n_tokens) == ("length", GREEDY.max_new_tokens)
     long = complete(loaded, prompt_ids, GREEDY.model_copy(update={"max_new_tokens": 10_000}))
