@@ -97,9 +97,10 @@ def find_config(name: str) -> LlamaConfig:
     """
     from puna.model.config import PRESETS
     from puna.model.formats.hf_config import CONFIG_FILE, read_hf_config
+    from puna.train.spec import MODEL_DIR
 
     if name not in PRESETS:
-        for folder in (Path(name), Path(name) / "model"):
+        for folder in (Path(name), Path(name) / MODEL_DIR):
             if (folder / CONFIG_FILE).is_file():
                 return read_hf_config(folder)
         if Path(name).is_dir():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from puna.core.artifact import ARTIFACT_FILE, Artifact
 from puna.core.progress import console, say
-from puna.core.units import format_bytes, format_count, format_duration
+from puna.core.units import format_bytes, format_duration
+from puna.data.flow import result_line
 
 
 def print_summary(run_dir: Path) -> None:
@@ -28,7 +27,7 @@ def print_summary(run_dir: Path) -> None:
     for artifact in ordered:
         size = sum(entry["n_bytes"] for entry in artifact.record["files"])
         seconds = format_duration(artifact.record["seconds"])
-        table.add_row(artifact.stage, seconds, format_bytes(size), _result(artifact.metrics))
+        table.add_row(artifact.stage, seconds, format_bytes(size), result_line(artifact.metrics))
     console.print(table)
     if "eval.samples" in artifacts:
         _print_samples(artifacts["eval.samples"])
@@ -36,21 +35,8 @@ def print_summary(run_dir: Path) -> None:
         say(f"report: [bold]{artifacts['report'].path / 'report.html'}[/bold]")
 
 
-def _result(metrics: dict[str, Any]) -> str:
-    """One line of a stage's metrics: its own `headline`, else documents kept."""
-    if "headline" in metrics:
-        return str(metrics["headline"])
-    flow = metrics.get("flow")
-    if flow:
-        docs_in = sum(row["in_docs"] for row in flow.values())
-        docs = sum(row["kept_docs"] for row in flow.values())
-        kept_bytes = sum(row["kept_bytes"] for row in flow.values())
-        return f"{format_count(docs)} of {format_count(docs_in)} docs, {format_bytes(kept_bytes)}"
-    return ""
-
-
 def _print_samples(artifact: Artifact) -> None:
-    for sample in json.loads(artifact.file("samples.json").read_text(encoding="utf-8")):
+    for sample in artifact.read_json("samples.json"):
         if sample["kind"] == "chat":
             lines = [(f"{turn['role']}: ", turn["content"]) for turn in sample["messages"]]
         else:

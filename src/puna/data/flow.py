@@ -9,6 +9,7 @@ from typing import Any
 
 from puna.core.artifact import ARTIFACT_FILE, Artifact
 from puna.core.errors import PunaError
+from puna.core.units import format_bytes
 
 DATA_STAGES = ("data.ingest", "data.filter", "data.dedup", "data.split")
 DEFAULT_BYTES_PER_TOKEN = 4.0
@@ -101,6 +102,18 @@ def flow_rows(stage: str, metrics: dict[str, Any]) -> list[FlowRow]:
         )
         for source, part in sorted(metrics.get("flow", {}).items())
     ]  # fmt: skip
+
+
+def result_line(metrics: dict[str, Any]) -> str:
+    """Say in one line what a stage made: its own ``headline``, else the documents it kept."""
+    if "headline" in metrics:
+        return str(metrics["headline"])
+    rows = (metrics.get("flow") or {}).values()
+    if not rows:
+        return ""
+    docs, docs_in = (sum(row[key] for row in rows) for key in ("kept_docs", "in_docs"))
+    n_bytes = sum(row["kept_bytes"] for row in rows)
+    return f"{docs:,} of {docs_in:,} documents, {format_bytes(n_bytes)}"
 
 
 def finished(run_dir: Path) -> dict[str, Artifact]:

@@ -24,7 +24,7 @@ from puna.core.ledger import Ledger
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.data.engine import Engine, EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
-from puna.data.stagework import SCRATCH_DIR, documents_of, require_documents, step_metrics
+from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from puna.data.engine.base import Shard
 
 TRAIN, HELDOUT = "train", "heldout"
-WORK_DIR = ".work"
 MAX_HELDOUT_SHARE = 0.5
 """No more of a source than this is held out, whatever the minimum asks for."""
 LARGE_CLUSTER_SHARE = 0.25

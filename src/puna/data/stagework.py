@@ -13,6 +13,8 @@ from puna.core.units import MB
 from puna.data.engine.base import Flow, Manifest
 from puna.data.schema import DOCUMENTS_DIR
 
+WORK_DIR = ".work"
+"""Steps of a stage before its result, inside its folder; gone when the stage is done."""
 SCRATCH_DIR = ".scratch"
 """Spill files of the engine inside a stage's folder; gone when the stage is done."""
 

@@ -26,7 +26,7 @@ from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
 from puna.core.progress import progress
 from puna.core.stage import Artifacts, Metrics, stage
-from puna.eval.load import MODEL_DIR, Device, load, resolve_device
+from puna.eval.load import Device, load, resolve_device
 from puna.eval.windows import document_windows
 from puna.model.formats.hf_config import read_hf_config
 from puna.post.batches import encode_pairs
@@ -34,6 +34,7 @@ from puna.post.packing import Piece
 from puna.post.pairs import PAIRS_FILE, read_pairs
 from puna.tokens.shards import SourceShard, TokenShards
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
+from puna.train.spec import MODEL_DIR
 
 if TYPE_CHECKING:
     from puna.eval.likelihood import Likelihood

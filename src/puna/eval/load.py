@@ -10,11 +10,11 @@ from puna.core.artifact import ARTIFACT_FILE
 from puna.core.errors import PunaError
 from puna.model.formats.hf_config import CONFIG_FILE
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
+from puna.train.spec import MODEL_DIR
 
 if TYPE_CHECKING:
     from puna.model.llama import Llama
 
-MODEL_DIR = "model"
 NEWEST_FIRST = ("post.sft", "train.pretrain")
 """Stages that leave a model, the one to prefer first."""
 Device = Literal["auto", "cpu", "cuda"]

@@ -14,9 +14,10 @@ from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
 from puna.core.progress import progress
 from puna.core.stage import Artifacts, Metrics, stage
-from puna.eval.load import MODEL_DIR, Device, load
+from puna.eval.load import Device, load
 from puna.model.sampling import Sampling
 from puna.post.pairs import PAIRS_FILE, read_pairs
+from puna.train.spec import MODEL_DIR
 
 if TYPE_CHECKING:
     from puna.eval.generation import Completion

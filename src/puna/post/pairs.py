@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
 
@@ -30,11 +29,13 @@ from puna.core.fsio import atomic_path
 from puna.core.ledger import Ledger
 from puna.core.progress import progress
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.data.engine.shards import read_batches
 from puna.data.schema import DOCUMENTS_DIR
 from puna.post.quality import Entry, judge, read_entry
 
 PAIRS_FILE = "pairs.jsonl"
 SPLITS = ("train", "heldout")
+_BATCH_ROWS = 4096
 QuestionKind = Literal["purpose", "call", "name", "dialogue"]
 
 _PURPOSE = (
@@ -163,7 +164,7 @@ def _read_entries(folder: Path, cfg: PairsConfig, reasons: Counter[str]) -> Iter
     columns = ["id", "source", "split", "metadata"]
     with progress("post.pairs", unit="documents") as bar:
         for shard in shards:
-            for batch in pq.ParquetFile(shard).iter_batches(columns=columns):
+            for batch in read_batches(shard, columns, _BATCH_ROWS):
                 rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
                 for document_id, source, split, metadata in rows:
                     if source not in cfg.sources:

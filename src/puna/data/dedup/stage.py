@@ -27,13 +27,12 @@ from puna.core.ledger import Ledger
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.data.engine import Engine, EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
-from puna.data.stagework import SCRATCH_DIR, documents_of, require_documents, step_metrics
+from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pyarrow as pa
 
-WORK_DIR = ".work"
 _N_PERMUTATIONS = 128
 
 

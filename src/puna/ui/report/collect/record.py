@@ -10,7 +10,7 @@ import tomli_w
 
 from puna.core.artifact import Artifact
 from puna.core.recipe import toml_values
-from puna.core.units import format_bytes
+from puna.data.flow import result_line
 
 _RATE_SUFFIX = "_per_s"
 
@@ -70,20 +70,8 @@ def _stage(artifact: Artifact, events: Sequence[dict[str, Any]]) -> dict[str, An
             for key, value in metrics.items()
             if key.endswith(_RATE_SUFFIX) and isinstance(value, int | float)
         },
-        "result": _result(metrics),
+        "result": result_line(metrics),
     }
-
-
-def _result(metrics: dict[str, Any]) -> str:
-    """One line on what a stage made: its own headline, else the documents it kept."""
-    if "headline" in metrics:
-        return str(metrics["headline"])
-    rows = (metrics.get("flow") or {}).values()
-    if not rows:
-        return ""
-    docs, docs_in = (sum(row[key] for row in rows) for key in ("kept_docs", "in_docs"))
-    n_bytes = sum(row["kept_bytes"] for row in rows)
-    return f"{docs:,} of {docs_in:,} documents, {format_bytes(n_bytes)}"
 
 
 def stage_attempts(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,7 +102,7 @@ def lineage_section(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
     return [
         {
             "stage": artifact.stage,
-            "result": _result(artifact.metrics),
+            "result": result_line(artifact.metrics),
             "fingerprint": artifact.fingerprint,
             "content_hash": artifact.content_hash,
             "inputs": [
