@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from puna.data.filters.base import FILTERS
+from puna.data.reasons import REASONS
 from tests.conftest import ROOT, SmallDemo
 from tests.docs.markdown import blocks_of, run_page
 
@@ -19,6 +21,9 @@ HOWTOS = sorted((ROOT / "docs/howto").glob("*.md"))
 def test_howto_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    # What a page registers must not be there for other tests of this process.
+    monkeypatch.setattr(FILTERS, "_entries", dict(FILTERS._entries))
+    monkeypatch.setattr(REASONS, "_entries", dict(REASONS._entries))
     assert run_page(page, tmp_path) > 0
 
 

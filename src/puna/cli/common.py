@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from puna.core.stage import Stage, load_plugins, stages
+from puna.core.stage import Stage, arrange, load_plugins, stages
 
 STAGE_MODULES = (
     "puna.data.ingest",
@@ -31,6 +31,7 @@ def load_stages() -> None:
     for module in STAGE_MODULES:
         importlib.import_module(module)
     load_plugins()
+    arrange(STAGE_MODULES)
 
 
 def run_stage(stage_name: str, recipe: Path, overrides: tuple[str, ...], rebuild: bool) -> None:
