@@ -332,6 +332,7 @@ def test_lineage_follows_a_run_that_moved(run: Path) -> None:
         ({}, ["--step", "1", "--stage", "post.sft"], "has not begun to train"),
         ({"factory": "puna.tokens.loader:nothing"}, ["--step", "1"], "cannot open the batches"),
         ({"kwargs": {"seed": 1}}, ["--step", "1"], "cannot open the batches"),
+        ({"factory": "os:system", "kwargs": {"command": "exit 0"}}, ["--step", "1"], "not marked"),
     ],
 )
 def test_bad_lineage_questions_are_answered(

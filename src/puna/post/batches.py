@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int64
 
 from puna.core.fsio import atomic_path
 from puna.post.packing import Piece, fill_rows, pack_rows
-from puna.tokens.loader import NO_LABEL, Batch, rank_rows
+from puna.tokens.loader import NO_LABEL, Batch, batch_factory, rank_rows
 from puna.tokens.packing import shuffled
 
 _ARRAYS = ("tokens", "is_assistant", "offsets", "pair_ids", "document_ids", "sources")
@@ -243,6 +243,7 @@ class SftBatches:
         return self._first_row[epoch]
 
 
+@batch_factory
 def build_source(
     folder: str, seq_len: int, global_batch: int, seed: int, pad_id: int
 ) -> SftBatches:

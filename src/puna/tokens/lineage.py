@@ -16,7 +16,7 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.tokens.documents import document_pieces
-from puna.tokens.loader import BatchSource
+from puna.tokens.loader import BatchSource, is_batch_factory
 
 LOADER_FILE = "loader.json"
 SPLIT_STAGE = "data.split"
@@ -54,6 +54,8 @@ def open_source(spec: Mapping[str, Any], near: Path | None = None) -> BatchSourc
     kwargs = dict(spec.get("kwargs") or {})
     try:
         factory = getattr(importlib.import_module(module), name)
+        if not is_batch_factory(factory):
+            raise TypeError("it is not marked as a @batch_factory")
         inspect.signature(factory).bind(**kwargs)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise PunaError(f"cannot open the batches of {spec.get('factory')!r}: {error}",

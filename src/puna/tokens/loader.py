@@ -9,10 +9,10 @@ any step, on any number of ranks, with the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -22,6 +22,8 @@ from puna.tokens.mixing import Assignment, check_weights
 from puna.tokens.packing import SourceStream
 from puna.tokens.shards import TokenShards
 
+F = TypeVar("F", bound=Callable[..., Any])
+_FACTORY_MARK = "__puna_batch_factory__"
 NO_LABEL = -100
 """Label of a position without loss (the ignored index of PyTorch's cross-entropy)."""
 
@@ -218,27 +220,23 @@ class PackedLoader:
             },
         }
 
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any], folder: Path | None = None) -> PackedLoader:
-        """Open the loader that :meth:`spec` describes.
 
-        Args:
-            spec: What :meth:`spec` returned.
-            folder: Where the shards stand now, when they have moved.
+def batch_factory(function: F) -> F:
+    """Mark a function that opens batches, so that a ``loader.json`` may name it.
 
-        Raises:
-            PunaError: The specification is damaged, or the shards are not those it was made of.
-        """
-        kwargs = dict(spec.get("kwargs") or {})
-        if folder is not None:
-            kwargs["folder"] = str(folder)
-        try:
-            return packed_loader(**kwargs)
-        except TypeError as error:
-            raise PunaError(f"the specification of the loader is damaged: {error}",
-                            "write it with PackedLoader.spec()") from error  # fmt: skip
+    The file may come from elsewhere, with the run that it describes: it must not be able to call
+    anything else.
+    """
+    setattr(function, _FACTORY_MARK, True)
+    return function
 
 
+def is_batch_factory(function: object) -> bool:
+    """Tell whether a function bears the mark of :func:`batch_factory`."""
+    return getattr(function, _FACTORY_MARK, False) is True
+
+
+@batch_factory
 def packed_loader(
     folder: str,
     split: str,
