@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from puna.cli.main import entry
 from tests.conftest import puna
 
 
@@ -46,6 +48,21 @@ def test_a_wrong_recipe_is_one_message_and_exit_code_2(
     for word in ["error:", "fix:", *words]:
         assert word in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_end_of_a_file_is_not_taken_for_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def broken() -> None:
+        raise EOFError("no data left in file")
+
+    monkeypatch.setattr("puna.cli.main.cli", broken)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the entry sets it for good
+    with pytest.raises(SystemExit) as ended:
+        entry([])
+    assert ended.value.code == 1
+    assert "no data left in file" in capsys.readouterr().err
 
 
 def test_missing_recipe_and_unknown_command(tmp_path: Path) -> None:

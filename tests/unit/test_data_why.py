@@ -1,6 +1,7 @@
 """Where documents ended, the funnel, and the commands that print them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,6 +130,25 @@ def test_funnel_rows_and_totals(run_dir):
         assert found.total(earlier).kept_docs == found.total(later).in_docs
         assert found.total(earlier).kept_bytes == found.total(later).in_bytes
     assert found.tokens(100) == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.ingest/quarantine.jsonl", "no json\n"),
+        ("data.ingest/quarantine.jsonl", '{"a": 1}\n'),
+        ("data.ingest/quarantine.jsonl", "[]\n"),
+        ("tokens.encode/train/docs/ids.npy", ""),
+        ("tokens.encode/train/docs/offsets.npy", "damaged"),
+    ],
+)
+def test_damaged_files_are_named(run_dir, tmp_path, name, content):
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    (copy / name).write_text(content)
+    with pytest.raises(PunaError, match="damaged") as caught:
+        why(copy, "b/other")
+    assert str((copy / name).parent) in caught.value.message
+    assert name.partition("/")[0] in caught.value.fix
 
 
 def test_no_run_and_no_data(tmp_path):

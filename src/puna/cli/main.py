@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 import click
 
@@ -58,7 +59,7 @@ def cli() -> None:
 
 def entry(arguments: list[str] | None = None) -> None:
     """Run the command line: user errors end with one message and exit code 2, no traceback."""
-    from puna.core.errors import USER_ERROR_EXIT_CODE, explain_environment_error
+    from puna.core.errors import USER_ERROR_EXIT_CODE
 
     # Read when torch is loaded: waiting threads sleep. Spinning ones take the cores from each
     # other as soon as anything else runs (see puna.train.parallel.threads).
@@ -69,20 +70,29 @@ def entry(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(USER_ERROR_EXIT_CODE)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes any for a closed terminal
+            _fail(error.__cause__)
         click.echo("interrupted; the same command continues where it stopped", err=True)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left
         sys.exit(141)
     except Exception as error:  # noqa: BLE001 - the border of the program
-        explained = explain_environment_error(error)
-        if explained is None:
-            traceback.print_exc()
-            click.echo("this is a fault of puna, please report it with the lines above", err=True)
-            sys.exit(1)
-        click.echo(f"error: {explained}", err=True)
-        sys.exit(USER_ERROR_EXIT_CODE)
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Explain what the user can mend; show the traceback of what is puna's fault."""
+    from puna.core.errors import USER_ERROR_EXIT_CODE, explain_environment_error
+
+    explained = explain_environment_error(error)
+    if explained is None:
+        traceback.print_exception(error)
+        click.echo("this is a fault of puna, please report it with the lines above", err=True)
+        sys.exit(1)
+    click.echo(f"error: {explained}", err=True)
+    sys.exit(USER_ERROR_EXIT_CODE)
 
 
 if __name__ == "__main__":

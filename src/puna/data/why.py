@@ -147,11 +147,17 @@ def _fate(stage: str, place: str, row: dict[str, Any]) -> Fate:
 
 def _quarantined(path: Path, stage: str, column: str, query: str) -> Iterator[Fate]:
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            record = entry.get("record")
-            where = entry["path"] if record is None else f"{entry['path']}#{record}"
-            identifier = document_id(entry["source"], where)
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                record = entry.get("record")
+                where = entry["path"] if record is None else f"{entry['path']}#{record}"
+                identifier = document_id(entry["source"], where)
+            except (ValueError, KeyError, AttributeError) as error:
+                raise PunaError(
+                    f"{path}:{number} is damaged: {error!r}",
+                    f"make it anew: `puna run RECIPE --rebuild {stage}`",
+                ) from error
             if identifier.startswith(query) if column == "id" else query in where:
                 yield Fate(
                     outcome="quarantined", stage=stage, id=identifier, source=entry["source"],
@@ -186,9 +192,16 @@ def _tokens(run_dir: Path, split: str, source: str, identifier: str) -> TokenPla
     folder = run_dir / "tokens.encode" / split / source
     if not (folder / "ids.npy").is_file():
         return None
-    rows = np.flatnonzero(np.load(folder / "ids.npy", mmap_mode="r") == identifier.encode())
+    try:
+        ids = np.load(folder / "ids.npy", mmap_mode="r")
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise PunaError(
+            f"the token shard {folder} is damaged: {error}",
+            "make it anew: `puna run RECIPE --rebuild tokens.encode`",
+        ) from error
+    rows = np.flatnonzero(ids == identifier.encode())
     if not len(rows):
         return None
-    offsets = np.load(folder / "offsets.npy", mmap_mode="r")
     first, end = int(offsets[rows[0]]), int(offsets[rows[0] + 1])
     return TokenPlace(folder / "tokens.bin", first, end - first)
