@@ -544,3 +544,15 @@ def test_a_plugin():
     with pytest.raises(PunaError, match="did you mean 'test-count'") as caught:
         list_source(PluginConfig(name="numbers", plugin="test-cont"))
     assert "document source" in caught.value.message
+
+
+def test_a_store_without_its_package_says_what_to_install(monkeypatch):
+
+    def no_driver(url, **options):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", no_driver)
+    config = FilesConfig(name="web", paths=("s3://bucket/crawl/*.jsonl",))
+    with pytest.raises(PunaError, match="Install s3fs") as caught:
+        list(open_source(config).list_items())
+    assert "install the package" in str(caught.value)

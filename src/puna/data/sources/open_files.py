@@ -27,7 +27,7 @@ def opened(location: str, storage_options: dict[str, Any] | None = None) -> Iter
 
         with fsspec.open(location, "rb", **(storage_options or {})) as file:
             yield file  # type: ignore[misc]
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise unreadable(error, location) from error
 
 
@@ -36,6 +36,8 @@ def unreadable(error: BaseException, location: str) -> PunaError:
     explained = explain_environment_error(error, location)
     if explained is not None:
         return explained
+    if isinstance(error, ImportError):  # fsspec names the package of the store
+        return PunaError(f"{location}: {error}", "install the package of that store, then rerun")
     return PunaError(f"{location}: {error!r}", "check the path or URL and the access to it")
 
 
