@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMPS := $(VENV)/.stamps
-SOURCES := pyproject.toml constraints.txt
+SOURCES := pyproject.toml constraints.txt tests/peers.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint docs bench clean
@@ -24,6 +24,7 @@ $(STAMPS)/base: $(SOURCES)
 $(STAMPS)/test: $(STAMPS)/base
 	@echo "installing the test tools"
 	@$(PIP) -e '.[test]'
+	@$(PIP) --no-deps --no-build-isolation -r tests/peers.txt
 	@touch $@
 
 $(STAMPS)/docs: $(STAMPS)/base
@@ -31,7 +32,7 @@ $(STAMPS)/docs: $(STAMPS)/base
 	@$(PIP) -e '.[docs]'
 	@touch $@
 
-$(STAMPS)/bench: $(STAMPS)/base
+$(STAMPS)/bench: $(STAMPS)/test
 	@echo "installing the benchmarks' peers"
 	@$(PIP) -e '.[bench]'
 	@touch $@

@@ -11,7 +11,8 @@ from puna.model.attention import document_lengths, document_mask, plan_attention
 from puna.model.config import LlamaConfig, ModelConfig, RopeScaling, meta_ffn_dim
 from puna.model.formats.hf_config import config_from_hf, config_to_hf
 from puna.model.generate import Sampling, next_tokens
-from puna.model.llama import Llama, parameter_shapes
+from puna.model.llama import Llama
+from puna.model.names import parameter_shapes
 from puna.model.rope import inverse_frequencies
 
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other

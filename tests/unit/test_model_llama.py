@@ -9,7 +9,8 @@ import torch
 from puna.model.config import PRESETS, LlamaConfig, RopeScaling
 from puna.model.formats.hf import hf_name
 from puna.model.formats.hf_config import config_to_hf
-from puna.model.llama import Llama, init_tensor, parameter_shapes
+from puna.model.llama import Llama, init_tensor
+from puna.model.names import parameter_shapes
 
 # fp32 sums in another order: the spread between published implementations is 5e-5
 PARITY = 1e-4
@@ -272,3 +273,11 @@ def test_a_sampling_step_does_not_spoil_a_later_training_step():
         model(tokens(model.config, 1, 8))
     model(tokens(model.config, 1, 8)).sum().backward()
     assert model.norm.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_table_of_names_is_that_of_the_model(tied):
+    config = make_config(tie_embeddings=tied, n_kv_heads=2)
+    model = Llama(config, device="meta")
+    built = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert list(parameter_shapes(config).items()) == list(built.items())

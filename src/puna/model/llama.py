@@ -234,12 +234,6 @@ def init_tensor(
     return torch.randn(tuple(shape), generator=generator) * std
 
 
-def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every parameter without allocating anything."""
-    model = Llama(config, device="meta")
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
 class _Linear(nn.Linear):
     """A linear layer without bias; the values come from :func:`init_tensor` alone."""
 

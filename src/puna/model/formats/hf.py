@@ -26,7 +26,8 @@ from puna.model.formats.hf_config import (
     read_json_object,
     special_ids_to_hf,
 )
-from puna.model.llama import Llama, parameter_shapes
+from puna.model.llama import Llama
+from puna.model.names import parameter_shapes
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from puna.model.config import LlamaConfig
-from puna.model.llama import Llama, init_tensor, parameter_shapes
+from puna.model.llama import Llama, init_tensor
+from puna.model.names import parameter_shapes
 from puna.train.parallel.world import World
 
 

@@ -1,0 +1,186 @@
+"""What every checkpoint format offers: its configuration, its table of tensors, the tensors.
+
+Opening a checkpoint reads headers only and imports no torch, so that `puna model inspect` answers
+at once for a checkpoint of any size. Every reader checks the whole table against the configuration
+before the first weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from puna.core.errors import PunaError
+from puna.model.config import LlamaConfig
+from puna.model.names import parameter_shapes
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+Kind = Literal["hf", "meta", "gguf"]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One parameter as it lies in the files.
+
+    Attributes:
+        name: Our name of the parameter.
+        stored_name: Its name in the files.
+        shape: Of the whole, merged parameter, (rows, columns).
+        dtype: ``float32``, ``bfloat16``, ``float16``, or the name of a GGUF block format
+            (``Q4_1``).
+        n_bytes: In the files, all shards together.
+        files: Those that hold it, in the order of the shards.
+    """
+
+    name: str
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    n_bytes: int
+    files: tuple[Path, ...]
+
+    @property
+    def n_elements(self) -> int:
+        """Number of values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Token ids that the files beside the weights name; None or empty where they name none."""
+
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+
+
+class Checkpoint(Protocol):
+    """An opened checkpoint; the headers were read and checked, no weight was.
+
+    Attributes:
+        kind: The format.
+        path: The folder, or the file of a GGUF checkpoint.
+        config: The model.
+        stored: Every parameter by our name, in the order of the model; a tied head that is stored
+            again does not appear.
+        special_ids: What the files say about special tokens.
+        notes: What is unusual about the files but no error, one sentence each.
+    """
+
+    kind: Kind
+    path: Path
+    config: LlamaConfig
+    stored: Mapping[str, StoredTensor]
+    special_ids: SpecialIds
+    notes: list[str]
+
+    def tensors(
+        self, names: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Float[Tensor, "*shape"]]]:
+        """Yield (our name, tensor) one at a time, in our layout (rotate-half q and k).
+
+        Quantised tensors come as float32, others as they are stored. A tensor may be a view of the
+        mapped file: copy it before changing it or keeping it beyond the file.
+
+        Args:
+            names: Only these parameters; all when None.
+
+        Raises:
+            PunaError: The file is damaged where a tensor lies.
+        """
+        ...
+
+
+@dataclass
+class StoredTable:
+    """Collects the tensors of a checkpoint and checks them against the configuration.
+
+    Args:
+        config: The model.
+        where: The checkpoint's path, for messages.
+        source: The file that the configuration was read from, for messages.
+    """
+
+    config: LlamaConfig
+    where: Path
+    source: str
+    found: dict[str, StoredTensor] = field(default_factory=dict)
+
+    def finish(self, surplus: Iterable[str] = ()) -> dict[str, StoredTensor]:
+        """Return the table in the order of the model.
+
+        Args:
+            surplus: Stored names that belong to no parameter of this model.
+
+        Raises:
+            PunaError: A tensor is missing, surplus or of the wrong shape; the message names it.
+        """
+        expected = parameter_shapes(self.config)
+        for name, shape in expected.items():
+            stored = self.found.get(name)
+            if stored is not None and stored.shape != shape:
+                raise PunaError(
+                    f"{stored.files[0]}: tensor {stored.stored_name} has shape "
+                    f"{list(stored.shape)}, {self.source} asks for {list(shape)}",
+                    f"check that {self.source} and the weights are of one model",
+                )
+        wrong = [*surplus, *(s.stored_name for n, s in self.found.items() if n not in expected)]
+        if wrong:
+            raise PunaError(
+                f"{self.where}: tensor {wrong[0]} does not belong to this model{more(wrong)}",
+                f"check that {self.source} and the weights are of one model",
+            )
+        missing = [name for name in expected if name not in self.found]
+        if missing:
+            raise PunaError(
+                f"{self.where}: tensor {missing[0]} is missing{more(missing)}",
+                "download or write the checkpoint again",
+            )
+        return {name: self.found[name] for name in expected}
+
+
+def more(names: list[str]) -> str:
+    """Say how many further names a message leaves out."""
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint of any format by what the path holds.
+
+    Args:
+        path: A folder of Hugging Face (``config.json``) or Meta (``params.json``) layout, or a
+            ``.gguf`` file, or a folder with exactly one.
+
+    Raises:
+        PunaError: There is no checkpoint, or it is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise PunaError(f"{path} does not exist", "give a model folder or a .gguf file")
+    opener: Any
+    if path.is_file():
+        from puna.model.formats.gguf import GGUFCheckpoint as opener
+    elif (path / "config.json").is_file():
+        from puna.model.formats.hf import HFCheckpoint as opener
+    elif (path / "params.json").is_file():
+        from puna.model.formats.meta import MetaCheckpoint as opener
+    else:
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            raise PunaError(
+                f"{path} holds no model: no config.json, no params.json and {len(files)} .gguf "
+                "files",
+                "give a Hugging Face or Meta folder, or one .gguf file",
+            )
+        from puna.model.formats.gguf import GGUFCheckpoint as opener
+
+        path = files[0]
+    return opener(path)

@@ -1,0 +1,1 @@
+"""The HTTP server: the engine behind the interface that the OpenAI clients speak."""
