@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from puna.model.accounting import account
 from puna.model.attention import document_lengths, document_mask, plan_attention
-from puna.model.config import LlamaConfig, ModelConfig, RopeScaling, meta_ffn_dim
+from puna.model.config import (
+    LinearScaling,
+    LlamaConfig,
+    ModelConfig,
+    RopeScaling,
+    meta_ffn_dim,
+)
 from puna.model.formats.hf_config import config_from_hf, config_to_hf
 from puna.model.generate import Sampling, next_tokens
 from puna.model.llama import Llama
@@ -29,6 +35,7 @@ def configs(draw):
         high_freq_factor=st.floats(3, 8),
         original_max_seq_len=st.integers(1, 8192),
     )
+    linear = st.builds(LinearScaling, factor=st.floats(1, 64))
     return LlamaConfig(
         vocab_size=draw(st.integers(2, 90)),
         dim=n_heads * 2 * draw(st.integers(1, 8)),
@@ -38,7 +45,7 @@ def configs(draw):
         ffn_dim=draw(st.integers(1, 70)),
         max_seq_len=draw(st.integers(1, 131072)),
         rope_theta=draw(st.sampled_from([1e4, 1e5, 5e5])),
-        rope_scaling=draw(st.none() | scaling),
+        rope_scaling=draw(st.none() | scaling | linear),
         norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
         tie_embeddings=draw(st.booleans()),
     )

@@ -25,6 +25,8 @@ SMALL = {
         ({"norm_eps": 0.0}, r"norm_eps"),
         ({"width": 3}, r"width"),
         ({"rope_scaling": {"low_freq_factor": 4.0}}, r"high_freq_factor=4.0 must be above"),
+        ({"rope_scaling": {"kind": "linear"}}, r"rope_scaling\.linear\.factor"),
+        ({"rope_scaling": {"kind": "yarn"}}, r"'llama3', 'linear'"),
     ],
 )
 def test_impossible_shapes_are_refused_with_the_field_and_value(change, message):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from puna.model.config import PRESETS, LlamaConfig, RopeScaling
+from puna.model.config import PRESETS, LinearScaling, LlamaConfig, RopeScaling
 from puna.model.formats.hf import hf_name
 from puna.model.formats.hf_config import config_to_hf
 from puna.model.llama import Llama, init_tensor
@@ -26,6 +26,10 @@ CASES = {
     "scaled-32": {
         "n_heads": 2, "n_kv_heads": 1, "rope_theta": 10_000.0, "max_seq_len": 256,
         "rope_scaling": RopeScaling(factor=32.0, original_max_seq_len=64), "tie_embeddings": True,
+    },
+    "linear": {
+        "n_heads": 4, "n_kv_heads": 4, "rope_theta": 10_000.0, "max_seq_len": 256,
+        "rope_scaling": LinearScaling(factor=4.0),
     },
     "eps": {"n_heads": 4, "n_kv_heads": 2, "norm_eps": 0.1, "n_layers": 1},
 }  # fmt: skip

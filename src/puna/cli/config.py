@@ -133,6 +133,7 @@ def _tables(field: dict[str, Any], definitions: dict[str, Any]) -> tuple[str, li
         if not isinstance(value, dict):
             continue
         options = [value, *value.get("anyOf", []), *value.get("oneOf", [])]
+        options += [part for option in options[1:] for part in option.get("oneOf", [])]
         names = [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
         found = [definitions[name] for name in names if "properties" in definitions[name]]
         if found:

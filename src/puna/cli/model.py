@@ -164,7 +164,8 @@ def _costs_table(comparison: Comparison, a: str, b: str, seq_len: int | None) ->
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):  # the only part with fields of its own
-        return f"{value['factor']:g} x {value['original_max_seq_len']}"
+        context = value.get("original_max_seq_len", "all positions")
+        return f"{value['factor']:g} x {context}"
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -7,9 +7,9 @@ attention, SwiGLU). What differs between them is the numbers in :class:`LlamaCon
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from puna.core.config import Config
 from puna.core.errors import PunaError
@@ -24,6 +24,8 @@ class RopeScaling(Config):
     here they come from the configuration: 8 for Llama 3.1, 32 for Llama 3.2 1B and 3B).
     """
 
+    kind: Literal["llama3"] = "llama3"
+    """`llama3`: by wavelength, as in Llama 3.1."""
     factor: float = Field(default=8.0, ge=1.0)
     """How much longer the new context is."""
     low_freq_factor: float = Field(default=1.0, gt=0)
@@ -41,6 +43,31 @@ class RopeScaling(Config):
                 f"low_freq_factor={self.low_freq_factor}"
             )
         return self
+
+
+class LinearScaling(Config):
+    """Position interpolation (Chen et al. 2023): every position, so every frequency, is divided.
+
+    Extends a model that was trained without it after little further training; Code Llama and many
+    long-context fine-tunes of Llama 2 use it.
+    """
+
+    kind: Literal["linear"] = "linear"
+    """`linear`: all positions alike."""
+    factor: float = Field(ge=1.0)
+    """How much longer the new context is."""
+
+
+def _scaling_kind(value: Any) -> str:
+    kind = value.get("kind", "llama3") if isinstance(value, dict) else getattr(value, "kind", None)
+    return str(kind)
+
+
+AnyRopeScaling = Annotated[
+    Annotated[RopeScaling, Tag("llama3")] | Annotated[LinearScaling, Tag("linear")],
+    Discriminator(_scaling_kind),
+]
+"""How a model stretches RoPE; a table without ``kind`` is of the kind ``llama3``."""
 
 
 class LlamaConfig(Config):
@@ -62,8 +89,8 @@ class LlamaConfig(Config):
     """Longest sequence in tokens (max_position_embeddings); costs no weights."""
     rope_theta: float = Field(default=500_000.0, gt=1.0)
     """Base of the RoPE wavelengths: 10000 in Llama 2, 500000 since Llama 3."""
-    rope_scaling: RopeScaling | None = None
-    """Llama 3.1 context extension; none in Llama 2 and 3."""
+    rope_scaling: AnyRopeScaling | None = None
+    """Context extension: `llama3` since Llama 3.1, `linear` is position interpolation."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the mean square inside RMSNorm."""
     tie_embeddings: bool = False
@@ -134,8 +161,8 @@ class ModelConfig(Config):
     """Longest sequence in tokens."""
     rope_theta: float | None = Field(default=None, gt=1.0)
     """Base of the RoPE wavelengths."""
-    rope_scaling: RopeScaling | None = None
-    """Llama 3.1 context extension."""
+    rope_scaling: AnyRopeScaling | None = None
+    """Context extension: `llama3` or `linear`."""
     norm_eps: float | None = Field(default=None, gt=0)
     """Added to the mean square inside RMSNorm."""
     tie_embeddings: bool | None = None

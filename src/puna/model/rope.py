@@ -1,4 +1,5 @@
-"""Rotary position embedding (Su et al. 2021), with the context extension of Llama 3.1.
+"""Rotary position embedding (Su et al. 2021), with its context extensions:
+that of Llama 3.1 and position interpolation (Chen et al. 2023).
 
 Layout: rotate-half, as in Hugging Face checkpoints: element ``i`` is paired with
 ``i + head_dim / 2``. Meta's own files pair ``2i`` with ``2i + 1``; their q and k rows are permuted.
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from puna.model.config import LlamaConfig, RopeScaling
+from puna.model.config import LinearScaling, LlamaConfig, RopeScaling
 
 _BLOCK_POSITIONS = 512
 
@@ -28,12 +29,15 @@ def inverse_frequencies(config: LlamaConfig) -> Float[Tensor, " half"]:
     """
     exponents_H = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies_H = 1.0 / config.rope_theta**exponents_H
-    if config.rope_scaling is None:
+    scaling = config.rope_scaling
+    if scaling is None:
         return frequencies_H
-    return _scale(frequencies_H, config.rope_scaling)
+    if isinstance(scaling, LinearScaling):
+        return frequencies_H / scaling.factor
+    return _scale_by_wavelength(frequencies_H, scaling)
 
 
-def _scale(frequencies_H: Tensor, scaling: RopeScaling) -> Tensor:
+def _scale_by_wavelength(frequencies_H: Tensor, scaling: RopeScaling) -> Tensor:
     context = scaling.original_max_seq_len
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     wavelengths_H = 2 * math.pi / frequencies_H

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from puna.core.errors import PunaError
-from puna.model.config import LlamaConfig, RopeScaling
+from puna.model.config import LinearScaling, LlamaConfig, RopeScaling
 
 CONFIG_FILE = "config.json"
 
@@ -39,10 +39,13 @@ _OPTIONAL = {
 _ABSENT = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _DEFAULT_ROPE_THETA = 10_000.0
 _SCALING_FIELDS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_seq_len",
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_seq_len",
+    },
 }
 # Keys that change what the model computes, and the only value that is a Llama.
 _REQUIRED_VALUES: Mapping[str, tuple[Any, ...]] = {
@@ -71,7 +74,6 @@ def config_to_hf(
         eos_ids: Tokens that end a generation.
         pad_id: Padding token.
     """
-    scaling = config.rope_scaling
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -81,10 +83,7 @@ def config_to_hf(
         "attention_bias": False,
         "mlp_bias": False,
         "rope_theta": config.rope_theta,
-        "rope_scaling": None if scaling is None else {
-            "rope_type": "llama3",
-            **{theirs: getattr(scaling, ours) for theirs, ours in _SCALING_FIELDS.items()},
-        },
+        "rope_scaling": _scaling_to_hf(config.rope_scaling),
         "initializer_range": 0.02,
         "use_cache": True,
         "torch_dtype": dtype,
@@ -189,19 +188,30 @@ def _rope_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return rope
 
 
-def _scaling_from_hf(rope: Mapping[str, Any], where: str) -> RopeScaling | None:
+def _scaling_to_hf(scaling: RopeScaling | LinearScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    fields = _SCALING_FIELDS[scaling.kind].items()
+    values = {theirs: getattr(scaling, ours) for theirs, ours in fields}
+    return {"rope_type": scaling.kind, **values}
+
+
+def _scaling_from_hf(rope: Mapping[str, Any], where: str) -> RopeScaling | LinearScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind != "llama3":
+    if kind not in _SCALING_FIELDS:
         raise PunaError(
-            f"{where}: rope_type = {kind!r} is not supported, only 'default' and 'llama3'",
+            f"{where}: rope_type = {kind!r} is not supported, only 'default', 'linear' and "
+            "'llama3'",
             "use a checkpoint with one of these",
         )
-    missing = [key for key in _SCALING_FIELDS if key not in rope]
+    fields = _SCALING_FIELDS[kind]
+    missing = [key for key in fields if key not in rope]
     if missing:  # a guessed factor would go unnoticed until the context is long
         raise PunaError(
-            f"{where}: the llama3 rope scaling lacks {', '.join(missing)}",
+            f"{where}: the {kind} rope scaling lacks {', '.join(missing)}",
             "add the values that the model was trained with",
         )
-    return RopeScaling(**{ours: rope[theirs] for theirs, ours in _SCALING_FIELDS.items()})
+    values = {ours: rope[theirs] for theirs, ours in fields.items()}
+    return LinearScaling(**values) if kind == "linear" else RopeScaling(**values)
