@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from puna.core.errors import PunaError
 from puna.core.fsio import hash_file
 from puna.model.config import LlamaConfig, RopeScaling
-from puna.model.formats.hf import hf_name, iter_hf_tensors, load_hf, save_hf
+from puna.model.formats.hf import HFCheckpoint, hf_name, save_hf
 from puna.model.formats.hf_config import config_from_hf, config_to_hf, read_hf_config
+from puna.model.formats.load import load_model
 from puna.model.llama import Llama
 
 CONFIG = LlamaConfig(
@@ -68,7 +69,7 @@ def assert_same(first: Llama, second: Llama):
 
 def test_round_trip_is_bitwise_and_byte_deterministic(model, tmp_path):
     save_hf(tmp_path / "a", model.config, model.state_dict(), bos_id=1, eos_ids=[2, 3])
-    again = load_hf(tmp_path / "a")
+    again = load_model(tmp_path / "a")
     assert_same(model, again)
     save_hf(tmp_path / "b", again.config, again.state_dict(), bos_id=1, eos_ids=[2, 3])
     for name in ("model.safetensors", "config.json", "generation_config.json"):
@@ -102,7 +103,7 @@ def test_we_load_a_folder_of_transformers(tmp_path):
     peer = LlamaForCausalLM(PeerConfig(**config_to_hf(CONFIG))).eval()
     peer.save_pretrained(tmp_path)
     assert "rope_parameters" in json.loads((tmp_path / "config.json").read_text())
-    model = load_hf(tmp_path)
+    model = load_model(tmp_path)
     assert model.config == CONFIG
     tokens_BT = torch.arange(36).reshape(1, -1)
     with torch.no_grad():
@@ -112,19 +113,19 @@ def test_we_load_a_folder_of_transformers(tmp_path):
 def test_dtype_is_the_files_unless_asked_for(model, tmp_path):
     save_hf(tmp_path, model.config, model.state_dict(), dtype=torch.bfloat16)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert load_hf(tmp_path).norm.weight.dtype == torch.bfloat16
-    assert load_hf(tmp_path, dtype=torch.float32).norm.weight.dtype == torch.float32
+    assert load_model(tmp_path).norm.weight.dtype == torch.bfloat16
+    assert load_model(tmp_path, dtype=torch.float32).norm.weight.dtype == torch.float32
 
 
 def test_a_checkpoint_in_several_files(folder):
-    whole = load_hf(folder)
+    whole = load_model(folder)
     parts = split_in_two(folder)
-    assert_same(whole, load_hf(folder))
+    assert_same(whole, load_model(folder))
     with pytest.raises(PunaError, match="checkpoint in several files"):
         save_hf(folder, CONFIG, whole.state_dict())
     (folder / parts[1]).unlink()
     with pytest.raises(PunaError, match=rf"{parts[1]} is missing"):
-        load_hf(folder)
+        load_model(folder)
 
 
 def test_an_index_may_not_leave_its_folder_or_repeat_a_tensor(folder):
@@ -132,14 +133,14 @@ def test_an_index_may_not_leave_its_folder_or_repeat_a_tensor(folder):
     tensors = load_file(folder / parts[0]) | load_file(folder / parts[1])
     save_file(tensors, folder / parts[1], metadata={"format": "pt"})
     with pytest.raises(PunaError, match=r"tensor .* is in .* and in"):
-        load_hf(folder)
+        load_model(folder)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../other.safetensors"}}))
     with pytest.raises(PunaError, match="outside the folder"):
-        load_hf(folder)
+        load_model(folder)
     index.write_text("{}")
     with pytest.raises(PunaError, match="no weight_map"):
-        load_hf(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +165,13 @@ def test_an_index_may_not_leave_its_folder_or_repeat_a_tensor(folder):
 def test_wrong_tensors_are_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(PunaError, match=message):
-        load_hf(folder)
+        load_model(folder)
 
 
 def test_buffers_of_old_files_are_no_surplus(folder):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(folder, lambda t: t.update({name: torch.ones(2)}))
-    assert load_hf(folder).config == CONFIG
+    assert load_model(folder).config == CONFIG
 
 
 def test_a_tied_file_may_repeat_the_head_only_as_it_is(tmp_path):
@@ -178,10 +179,10 @@ def test_a_tied_file_may_repeat_the_head_only_as_it_is(tmp_path):
     save_hf(tmp_path, TIED, model.state_dict())
     head = model.output_weight.detach().clone()
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": head}))
-    assert_same(model, load_hf(tmp_path))
+    assert_same(model, load_model(tmp_path))
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": head + 1}))
     with pytest.raises(PunaError, match=r"lm_head\.weight differs from model\.embed_tokens"):
-        load_hf(tmp_path)
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "header"])
@@ -197,7 +198,7 @@ def test_damaged_weights_are_one_clear_error(folder, damage):
         }[damage]
     )
     with pytest.raises(PunaError, match=r"model\.safetensors is damaged"):
-        load_hf(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -220,21 +221,21 @@ def test_damaged_weights_are_one_clear_error(folder, damage):
 def test_configs_of_other_models_are_refused(folder, changes, message):
     edit_config(folder, **changes)
     with pytest.raises(PunaError, match=message):
-        load_hf(folder)
+        load_model(folder)
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
-    with pytest.raises(PunaError, match=r"config\.json does not exist"):
-        load_hf(tmp_path)
+    with pytest.raises(PunaError, match=r"holds no model: no config\.json"):
+        load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(PunaError, match="no valid JSON"):
-        load_hf(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(PunaError, match="holds list, not an object"):
-        load_hf(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(CONFIG)))
     with pytest.raises(PunaError, match=r"neither model\.safetensors nor"):
-        load_hf(tmp_path)
+        load_model(tmp_path)
 
 
 def test_both_rope_spellings_and_old_defaults_are_read():
@@ -255,13 +256,13 @@ def test_an_interrupted_save_leaves_no_loadable_folder(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = hash_file(folder / "model.safetensors")
-    monkeypatch.setattr("puna.model.formats.hf.save_file", fail)
+    monkeypatch.setattr("puna.model.formats.hf.SafetensorsWriter.put", fail)
     with pytest.raises(OSError, match="No space"):
         save_hf(folder, CONFIG, Llama(CONFIG).state_dict())
     assert hash_file(folder / "model.safetensors") == before
     assert not list(folder.glob("*.tmp"))
-    with pytest.raises(PunaError, match=r"config\.json does not exist"):
-        load_hf(folder)
+    with pytest.raises(PunaError, match=r"holds no model: no config\.json"):
+        load_model(folder)
 
 
 def test_saving_parameters_of_another_model_is_a_fault(tmp_path):
@@ -278,12 +279,12 @@ def test_parts_of_one_buffer_can_be_saved(tmp_path):
         state[name] = buffer[start : start + parameter.numel()].view(parameter.shape)
         start += parameter.numel()
     save_hf(tmp_path, TIED, state)
-    assert_same(model, load_hf(tmp_path))
+    assert_same(model, load_model(tmp_path))
 
 
 def test_tensors_can_be_streamed_by_our_names(folder):
     config = read_hf_config(folder)
-    streamed = dict(iter_hf_tensors(folder, config))
+    streamed = dict(HFCheckpoint(folder).tensors())
     expected = Llama(config).state_dict()
     assert streamed.keys() == expected.keys()
     assert all(torch.equal(streamed[name], expected[name]) for name in expected)

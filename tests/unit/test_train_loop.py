@@ -16,7 +16,7 @@ from puna.core.errors import PunaError
 from puna.core.fsio import hash_file
 from puna.core.ledger import LEDGER_FILE, Ledger, read_events
 from puna.model.config import LlamaConfig
-from puna.model.formats.hf import load_hf
+from puna.model.formats.load import load_model
 from puna.model.llama import Llama
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.tokens.loader import NO_LABEL, Batch
@@ -146,7 +146,7 @@ def test_it_learns_and_leaves_a_model_that_loads(reference):
     found = losses(reference)
     assert sorted(found) == list(range(N_STEPS))
     assert found[N_STEPS - 1] < 0.9 * found[0]
-    model = load_hf(reference.out / "model")
+    model = load_model(reference.out / "model")
     assert model.config == MODEL
     assert next(model.parameters()).dtype == torch.float32
 
@@ -322,7 +322,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_step(tmp_path):
 def test_training_starts_from_the_weights_of_a_folder(reference, tmp_path):
     spec = replace(job(tmp_path, steps=1), weights=reference.out / "model")
     run(spec)
-    model, batch = load_hf(reference.out / "model"), Rows().batch(0, 0, 1)
+    model, batch = load_model(reference.out / "model"), Rows().batch(0, 0, 1)
     logits = model(*(torch.from_numpy(x) for x in (batch.tokens_BT, batch.positions_BT)),
                    doc_ids_BT=torch.from_numpy(batch.doc_ids_BT))  # fmt: skip
     expected = torch.nn.functional.cross_entropy(
@@ -356,7 +356,7 @@ def test_bf16_trains_with_fp32_weights(reference, tmp_path):
     assert events(spec, "train.start")[0]["dtype"] == "bfloat16"
     assert losses(spec)[5] == pytest.approx(losses(reference)[5], rel=3e-2)
     assert losses(spec) != losses(reference)
-    assert next(load_hf(spec.out / "model").parameters()).dtype == torch.float32
+    assert next(load_model(spec.out / "model").parameters()).dtype == torch.float32
 
 
 def test_every_rank_beats_and_the_job_file_survives_a_round_trip(reference):

@@ -14,7 +14,7 @@ from puna.core.errors import PunaError
 from puna.core.ledger import LEDGER_FILE, Ledger, read_events
 from puna.core.stage import stages
 from puna.model.config import ModelConfig
-from puna.model.formats.hf import load_hf
+from puna.model.formats.load import load_model
 from puna.resilience.heartbeat import HeartbeatWriter, read_heartbeats
 from puna.tokens.lineage import open_source
 from puna.train import stage as stage_module
@@ -123,7 +123,7 @@ def test_it_leaves_model_tokenizer_checkpoints_and_the_way_to_its_batches(
     metrics = run(tmp_path, config(weights={"code": 3.0, "docs": 1.0}), inputs)
     out = tmp_path / "train.pretrain.partial"
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "loader.json", "model"]
-    model = load_hf(out / "model")
+    model = load_model(out / "model")
     assert model.config.vocab_size == VOCAB  # the tokenizer's, not the preset's
     assert (out / "model" / "tokenizer.json").exists()
     assert json.loads((out / "model" / "config.json").read_text())["bos_token_id"] == 1

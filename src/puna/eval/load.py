@@ -86,11 +86,11 @@ def load(folder: Path, device: Device = "auto") -> Loaded:
     """
     import torch
 
-    from puna.model.formats.hf import load_hf
+    from puna.model.formats.load import load_model
 
     target = resolve_device(device)
     tokenizer = load_tokenizer(folder)
-    model = load_hf(folder, dtype=torch.float32 if target == "cpu" else None, device=target)
+    model = load_model(folder, dtype=torch.float32 if target == "cpu" else None, device=target)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise PunaError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only "

@@ -1,5 +1,6 @@
-"""Rotary position embedding (Su et al. 2021), with its context extensions:
-that of Llama 3.1 and position interpolation (Chen et al. 2023).
+"""Rotary position embedding (Su et al. 2021), with its context extensions.
+
+Those are Llama 3.1's (by wavelength) and position interpolation (Chen et al. 2023).
 
 Layout: rotate-half, as in Hugging Face checkpoints: element ``i`` is paired with
 ``i + head_dim / 2``. Meta's own files pair ``2i`` with ``2i + 1``; their q and k rows are permuted.

@@ -11,7 +11,7 @@ import torch
 
 from puna.core.ledger import Ledger
 from puna.model.accounting import account
-from puna.model.formats.hf import iter_hf_tensors
+from puna.model.formats.checkpoint import open_checkpoint
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.train.checkpoint.store import CheckpointStore
@@ -59,7 +59,7 @@ def train(
         if spec.weights is None:
             fill(model, random_weights(spec.model, cfg.seed))
         else:
-            fill(model, iter_hf_tensors(spec.weights, spec.model))
+            fill(model, open_checkpoint(spec.weights).tensors())
         for value in (v for state in optimizer.state.values() for v in state.values()):
             value.zero_()
     first_step = restored.step if restored else 0

@@ -7,10 +7,10 @@ before the first weight is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from puna.core.errors import PunaError
 from puna.model.config import LlamaConfig
@@ -19,6 +19,10 @@ from puna.model.names import parameter_shapes
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+    Tensors: TypeAlias = (
+        Mapping[str, Float[Tensor, "*shape"]] | Iterable[tuple[str, Float[Tensor, "*shape"]]]
+    )
 
 Kind = Literal["hf", "meta", "gguf"]
 
@@ -107,11 +111,13 @@ class StoredTable:
         config: The model.
         where: The checkpoint's path, for messages.
         source: The file that the configuration was read from, for messages.
+        spell: Gives the format's name of one of our parameters, for messages.
     """
 
     config: LlamaConfig
     where: Path
     source: str
+    spell: Callable[[str], str] = str
     found: dict[str, StoredTensor] = field(default_factory=dict)
 
     def finish(self, surplus: Iterable[str] = ()) -> dict[str, StoredTensor]:
@@ -141,10 +147,45 @@ class StoredTable:
         missing = [name for name in expected if name not in self.found]
         if missing:
             raise PunaError(
-                f"{self.where}: tensor {missing[0]} is missing{more(missing)}",
+                f"{self.where}: tensor {self.spell(missing[0])} is missing{more(missing)}",
                 "download or write the checkpoint again",
             )
         return {name: self.found[name] for name in expected}
+
+
+def tensor_pairs(
+    shapes: Mapping[str, tuple[int, ...]], tensors: Tensors
+) -> Iterator[tuple[str, Float[Tensor, "*shape"]]]:
+    """Give a writer its tensors one by one, each checked: exactly those of the configuration.
+
+    A mapping is checked as a whole before this returns, pairs as they come.
+
+    Args:
+        shapes: Of the configuration's parameters.
+        tensors: Full, unsharded parameters by our names.
+
+    Raises:
+        ValueError: A parameter is missing, surplus, there twice, or of the wrong shape.
+    """
+    if isinstance(tensors, Mapping):
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wrong = sorted(set(given.items()) ^ set(shapes.items()))
+        if wrong:
+            raise ValueError(f"parameters do not fit the configuration, first of them: {wrong[0]}")
+        return ((name, tensors[name]) for name in shapes)
+    return _checked(dict(shapes), tensors)
+
+
+def _checked(
+    waiting: dict[str, tuple[int, ...]], pairs: Iterable[tuple[str, Float[Tensor, "*shape"]]]
+) -> Iterator[tuple[str, Float[Tensor, "*shape"]]]:
+    for name, tensor in pairs:
+        shape = tuple(tensor.shape)
+        if waiting.pop(name, None) != shape:
+            raise ValueError(f"parameters do not fit the configuration: {name} of shape {shape}")
+        yield name, tensor
+    if waiting:
+        raise ValueError(f"parameters do not fit the configuration: no {', '.join(waiting)}")
 
 
 def more(names: list[str]) -> str:

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from puna.core.errors import PunaError
 from puna.model.config import LinearScaling, LlamaConfig, RopeScaling
+from puna.model.formats.checkpoint import SpecialIds
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 
 _FIELDS = {
     "vocab_size": "vocab_size",
@@ -155,6 +157,29 @@ def read_hf_config(folder: Path) -> LlamaConfig:
     """
     path = folder / CONFIG_FILE
     return config_from_hf(read_json_object(path, "point to a folder that holds a model"), str(path))
+
+
+def read_special_ids(folder: Path) -> SpecialIds:
+    """Read the special tokens that ``generation_config.json`` and ``config.json`` name.
+
+    The former wins where both name one; tokens that end a generation are those of both.
+
+    Raises:
+        PunaError: A file is no JSON object, or an id is no whole number from 0.
+    """
+    found: dict[str, list[int]] = {"bos_token_id": [], "eos_token_id": [], "pad_token_id": []}
+    for path in (folder / GENERATION_FILE, folder / CONFIG_FILE):
+        if not path.exists():
+            continue
+        values = read_json_object(path, "write it again, or remove it")
+        for key, ids in found.items():
+            value = values.get(key)
+            listed = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(item) is int and item >= -1 for item in listed):
+                raise PunaError(f"{path}: {key} = {value!r} is no token id", "correct the value")
+            ids += [item for item in listed if item >= 0]  # -1: none, in some older files
+    bos, eos, pad = found.values()
+    return SpecialIds(next(iter(bos), None), tuple(dict.fromkeys(eos)), next(iter(pad), None))
 
 
 def read_json_object(path: Path, fix: str) -> dict[str, Any]:
