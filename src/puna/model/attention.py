@@ -39,8 +39,16 @@ class AttentionPlan(Protocol):
         q_BTND: Float[Tensor, "batch tokens heads head_dim"],
         k_BSKD: Float[Tensor, "batch keys kv_heads head_dim"],
         v_BSKD: Float[Tensor, "batch keys kv_heads head_dim"],
+        layer: int = 0,
     ) -> Float[Tensor, "batch tokens heads head_dim"]:
-        """Return the weighted values of each query."""
+        """Return the weighted values of each query.
+
+        Args:
+            q_BTND: Rotated queries.
+            k_BSKD: Rotated keys.
+            v_BSKD: Values.
+            layer: Which layer asks, for plans that keep keys and values per layer.
+        """
         ...
 
 
@@ -48,9 +56,9 @@ class AttentionPlan(Protocol):
 class CausalPlan:
     """Each token sees itself and the tokens before it in its row."""
 
-    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, layer: int = 0) -> Tensor:
         """Return the weighted values of each query (B, T, N, D)."""
-        return _attend(q_BTND, k_BSKD, v_BSKD, causal=True)
+        return attend(q_BTND, k_BSKD, v_BSKD, causal=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +71,9 @@ class MaskPlan:
 
     mask: Bool[Tensor, "*shape"] | None
 
-    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, layer: int = 0) -> Tensor:
         """Return the weighted values of each query (B, T, N, D)."""
-        return _attend(q_BTND, k_BSKD, v_BSKD, mask=self.mask)
+        return attend(q_BTND, k_BSKD, v_BSKD, mask=self.mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +89,7 @@ class PiecesPlan:
     lengths: tuple[int, ...] | None
     triangle: Bool[Tensor, "size size"]
 
-    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+    def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, layer: int = 0) -> Tensor:
         """Return the weighted values of each query (B, T, N, D)."""
         if self.lengths is None:
             return _join(self._piece(q_BTND, k_BSKD, v_BSKD))
@@ -94,12 +102,12 @@ class PiecesPlan:
     def _piece(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         n_tokens = q.shape[1]
         if not _is_blocked(n_tokens):
-            return [_attend(q, k, v, causal=True)]
+            return [attend(q, k, v, causal=True)]
         parts = []
         for start in range(0, n_tokens, QUERY_BLOCK_TOKENS):
             stop = min(start + QUERY_BLOCK_TOKENS, n_tokens)
             mask = self.triangle[start:stop, :stop]
-            parts.append(_attend(q[:, start:stop], k[:, :stop], v[:, :stop], mask=mask))
+            parts.append(attend(q[:, start:stop], k[:, :stop], v[:, :stop], mask=mask))
         return parts
 
 
@@ -180,9 +188,18 @@ def plan_cached(
     return MaskPlan(mask_BTS.unsqueeze(1).to(device))
 
 
-def _attend(
+def attend(
     q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v of every query by one fused call.
+
+    Args:
+        q_BTND: Queries (B, T, N, D).
+        k_BSKD: Keys (B, S, K, D); N / K queries share one.
+        v_BSKD: Values, shaped like the keys.
+        mask: Boolean, broadcastable to (B, N, T, S): which keys a query sees; None for all.
+        causal: Query i sees keys 0..i; instead of a mask.
+    """
     out_BNTD = F.scaled_dot_product_attention(
         q_BTND.transpose(1, 2),
         k_BSKD.transpose(1, 2),

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         v_BSKD = self.wv(x_BTC).unflatten(-1, heads)
         if cache is not None:
             k_BSKD, v_BSKD = cache.append(self.layer, k_BSKD, v_BSKD)
-        return self.wo(plan(q_BTND, k_BSKD, v_BSKD).flatten(-2))
+        return self.wo(plan(q_BTND, k_BSKD, v_BSKD, self.layer).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -171,10 +171,13 @@ class Llama(nn.Module):
         positions_BT: Int[Tensor, "batch tokens"] | None = None,
         doc_ids_BT: Int[Tensor, "batch tokens"] | None = None,
         cache: KVCache | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the normalised states before the output head; arguments as in :meth:`forward`."""
         n_tokens, device = tokens_BT.shape[1], tokens_BT.device
-        if cache is None:
+        if plan is not None:
+            rotation = self._rotations.at(n_tokens, positions_BT, device)
+        elif cache is None:
             plan = plan_attention(n_tokens, device, doc_ids_BT, self.attention_kind)
             rotation = self._rotations.at(n_tokens, positions_BT, device)
         else:

@@ -1,0 +1,1 @@
+"""The inference engine: one object that generates for every caller, many requests at a time."""
