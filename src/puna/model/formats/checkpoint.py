@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from puna.core.errors import PunaError
 from puna.model.config import LlamaConfig
@@ -67,24 +67,40 @@ class SpecialIds:
 
 
 class Checkpoint(Protocol):
-    """An opened checkpoint; the headers were read and checked, no weight was.
+    """An opened checkpoint; the headers were read and checked, no weight was."""
 
-    Attributes:
-        kind: The format.
-        path: The folder, or the file of a GGUF checkpoint.
-        config: The model.
-        stored: Every parameter by our name, in the order of the model; a tied head that is stored
-            again does not appear.
-        special_ids: What the files say about special tokens.
-        notes: What is unusual about the files but no error, one sentence each.
-    """
+    @property
+    def kind(self) -> Kind:
+        """The format."""
+        ...
 
-    kind: Kind
-    path: Path
-    config: LlamaConfig
-    stored: Mapping[str, StoredTensor]
-    special_ids: SpecialIds
-    notes: list[str]
+    @property
+    def path(self) -> Path:
+        """The folder, or the file of a GGUF checkpoint."""
+        ...
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The model."""
+        ...
+
+    @property
+    def stored(self) -> Mapping[str, StoredTensor]:
+        """Every parameter by our name, in the order of the model.
+
+        A tied head that is stored again does not appear.
+        """
+        ...
+
+    @property
+    def special_ids(self) -> SpecialIds:
+        """What the files say about special tokens."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """What is unusual about the files but no error, one sentence each."""
+        ...
 
     def tensors(
         self, names: Iterable[str] | None = None
@@ -135,7 +151,8 @@ class StoredTable:
             if stored is not None and stored.shape != shape:
                 raise PunaError(
                     f"{stored.files[0]}: tensor {stored.stored_name} has shape "
-                    f"{list(stored.shape)}, {self.source} asks for {list(shape)}",
+                    f"{list(stored.shape)}, {self.source} asks for {list(shape)}"
+                    f"{self._about_heads(name, stored.shape)}",
                     f"check that {self.source} and the weights are of one model",
                 )
         wrong = [*surplus, *(s.stored_name for n, s in self.found.items() if n not in expected)]
@@ -151,6 +168,14 @@ class StoredTable:
                 "download or write the checkpoint again",
             )
         return {name: self.found[name] for name in expected}
+
+    def _about_heads(self, name: str, shape: tuple[int, ...]) -> str:
+        """Say what a wrong number of K or V rows means: GQA was dropped or expanded on the way."""
+        heads, rest = divmod(shape[0], self.config.head_dim)
+        if rest or not name.endswith(("wk.weight", "wv.weight")) or shape[1:] != (self.config.dim,):
+            return ""
+        what = "grouped-query attention was lost: " if heads == self.config.n_heads else ""
+        return f" ({what}{heads} key/value heads instead of {self.config.n_kv_heads})"
 
 
 def tensor_pairs(
@@ -172,7 +197,8 @@ def tensor_pairs(
         wrong = sorted(set(given.items()) ^ set(shapes.items()))
         if wrong:
             raise ValueError(f"parameters do not fit the configuration, first of them: {wrong[0]}")
-        return ((name, tensors[name]) for name in shapes)
+        values = cast("Mapping[str, Tensor]", tensors)
+        return ((name, values[name]) for name in shapes)
     return _checked(dict(shapes), tensors)
 
 
@@ -193,15 +219,18 @@ def more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path | str, *, rope_factor: float | None = None) -> Checkpoint:
     """Open a checkpoint of any format by what the path holds.
 
     Args:
         path: A folder of Hugging Face (``config.json``) or Meta (``params.json``) layout, or a
             ``.gguf`` file, or a folder with exactly one.
+        rope_factor: Factor of the RoPE scaling of a Meta checkpoint, whose ``params.json`` may ask
+            for scaling without naming the factor.
 
     Raises:
-        PunaError: There is no checkpoint, or it is damaged.
+        PunaError: There is no checkpoint, or it is damaged, or a factor is given for a format that
+            states its own.
     """
     path = Path(path)
     if not path.exists():
@@ -212,7 +241,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     elif (path / "config.json").is_file():
         from puna.model.formats.hf import HFCheckpoint as opener
     elif (path / "params.json").is_file():
-        from puna.model.formats.meta import MetaCheckpoint as opener
+        from puna.model.formats.meta import MetaCheckpoint
+
+        return MetaCheckpoint(path, rope_factor=rope_factor)
     else:
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
@@ -224,4 +255,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from puna.model.formats.gguf import GGUFCheckpoint as opener
 
         path = files[0]
+    if rope_factor is not None:
+        raise PunaError(
+            f"--rope-factor is for Meta checkpoints; {path} states its RoPE scaling itself",
+            "leave --rope-factor out",
+        )
     return opener(path)
