@@ -20,12 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from puna.lm.language_model import LanguageModel
 from puna.model.accounting import account
 from puna.model.attention import plan_attention
 from puna.model.config import PRESETS
 from puna.model.formats.hf import hf_name
 from puna.model.formats.hf_config import config_to_hf
-from puna.model.generate import Sampling, generate
 from puna.model.llama import Llama
 
 Run = Callable[[], object]
@@ -86,10 +86,9 @@ def model_cases(model: Llama, peers: dict, batch: int, n_new: int) -> list[tuple
     forward: dict[str, Run] = {"puna": torch.no_grad()(ours)}
     whole, packed = {"puna": step(model, ours)}, {"puna": step(model, ours_packed)}
     prompt = tokens_BT[:1, :16]
+    ids, language_model = prompt[0].tolist(), LanguageModel(model)
     decode: dict[str, Run] = {
-        "puna": lambda: list(
-            generate(model, prompt[0].tolist(), Sampling(temperature=0, max_new_tokens=n_new))
-        )
+        "puna": lambda: language_model.generate_ids(ids, temperature=0, max_new_tokens=n_new)
     }
     for name, peer in peers.items():
 

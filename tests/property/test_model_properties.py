@@ -16,8 +16,6 @@ from puna.model.config import (
     meta_ffn_dim,
 )
 from puna.model.formats.hf_config import config_from_hf, config_to_hf
-from puna.model.generate import Sampling, next_tokens
-from puna.model.llama import Llama
 from puna.model.names import parameter_shapes
 from puna.model.rope import inverse_frequencies
 
@@ -74,22 +72,6 @@ def test_the_ffn_rule_rounds_up_by_less_than_one_multiple(dim, multiple_of, mult
     assert wanted <= got < wanted + multiple_of
 
 
-@given(configs(), st.integers(1, 6), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
-def test_cached_decoding_equals_the_full_forward(config, n_prompt, seed):
-    config = config.model_copy(update={"max_seq_len": 64})
-    model = Llama(config)
-    generator = torch.Generator().manual_seed(seed)
-    tokens_BT = torch.randint(config.vocab_size, (2, n_prompt + 4), generator=generator)
-    cache = model.new_cache(2)
-    with torch.inference_mode():
-        parts = [model(tokens_BT[:, :n_prompt], cache=cache)]
-        parts += [
-            model(tokens_BT[:, i : i + 1], cache=cache) for i in range(n_prompt, n_prompt + 4)
-        ]
-        torch.testing.assert_close(torch.cat(parts, 1), model(tokens_BT), rtol=1e-4, atol=1e-5)
-
-
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
@@ -132,22 +114,3 @@ def test_scaling_only_slows_rotations_and_keeps_their_order(config):
     assert torch.all(scaled <= plain * (1 + 1e-6))
     assert torch.all(scaled >= plain / factor * (1 - 1e-6))
     assert torch.all(scaled.diff() <= 0)
-
-
-weights = st.lists(st.floats(-8, 8), min_size=2, max_size=40)
-
-
-@given(weights, st.floats(0.01, 1), st.integers(0, 45), st.floats(0.1, 3), st.integers(0, 2**31))
-@settings(max_examples=150, deadline=None)
-def test_a_sampled_token_is_always_in_the_kept_set(logits, top_p, top_k, temperature, seed):
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-    row = torch.tensor([logits])
-    token = next_tokens(row, sampling, [torch.Generator().manual_seed(seed)]).item()
-    probabilities = (row[0].double() / temperature).softmax(-1)
-    better = probabilities[probabilities > probabilities[token]]
-    if top_k:
-        assert len(better) < top_k
-        kept = probabilities.sort(descending=True).values[:top_k].sum()
-    else:
-        kept = 1.0
-    assert better.sum() / kept < top_p + 1e-9

@@ -1,11 +1,11 @@
-"""The model against transformers, against itself with a cache, and packed against separate."""
+"""The model against transformers, and packed against separate."""
 
-import itertools
 import math
 
 import pytest
 import torch
 
+from puna.model.attention import CausalPlan
 from puna.model.config import PRESETS, LinearScaling, LlamaConfig, RopeScaling
 from puna.model.formats.hf import hf_name
 from puna.model.formats.hf_config import config_to_hf
@@ -115,76 +115,25 @@ def test_bfloat16_stays_near_float32_and_gives_float32_logits():
     assert (narrow - wide).abs().max() < 0.05 * wide.abs().max()
 
 
-@pytest.mark.parametrize("case", ["mha", "gqa", "scaled"])
-def test_cached_decoding_equals_the_full_forward(case):
-    model = loud(Llama(make_config(**CASES[case])))
-    tokens_BT = tokens(model.config, 2, 60)
-    cache = model.new_cache(batch=2)
-    with torch.inference_mode():
-        full = model(tokens_BT)
-        bounds = [0, 25, 32, *range(33, 61)]  # a prompt, a chunk, then one by one
-        parts = [
-            model(tokens_BT[:, start:stop], cache=cache)
-            for start, stop in itertools.pairwise(bounds)
-        ]
-    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=PARITY, atol=PARITY)
-    assert cache.lengths == [60, 60]
-
-
-def test_rows_of_different_length_share_a_cache():
+def test_a_plan_of_the_caller_is_asked_by_every_layer_and_gets_rotated_positions():
     model = loud(Llama(make_config()))
-    rows = [tokens(model.config, 1, 30, seed=3), tokens(model.config, 1, 18, seed=4)]
-    prompt_BT = torch.zeros(2, 20, dtype=torch.long)  # right-padded: 20 and 9 tokens
-    prompt_BT[0], prompt_BT[1, :9] = rows[0][0, :20], rows[1][0, :9]
-    cache = model.new_cache(batch=2)
-    with torch.inference_mode():
-        first = model(prompt_BT, cache=cache)
-        cache.truncate([20, 9])
-        steps = [
-            model(
-                torch.stack((rows[0][0, 20 + i : 21 + i], rows[1][0, 9 + i : 10 + i])), cache=cache
-            )
-            for i in range(9)
-        ]
-        wanted = [model(row) for row in rows]
-    assert cache.lengths == [29, 18]
-    for row, length in ((0, 20), (1, 9)):
-        got = torch.cat([first[row, :length], *(step[row] for step in steps)])
-        torch.testing.assert_close(got, wanted[row][0, : length + 9], rtol=PARITY, atol=PARITY)
+    tokens_BT = tokens(model.config, 1, 12)
+    asked = []
 
+    def plan(q_BTND, k_BSKD, v_BSKD, layer):
+        asked.append(layer)
+        return CausalPlan()(q_BTND, k_BSKD, v_BSKD)
 
-def test_a_growing_cache_keeps_what_it_holds():
-    model = loud(Llama(make_config(max_seq_len=600)))
-    tokens_BT = tokens(model.config, 1, 270)
-    cache = model.new_cache()
-    reserved = model.new_cache(reserve_tokens=600)
-    assert reserved.capacity_tokens == 600
-    with torch.inference_mode():
-        for each in (cache, reserved):
-            model(tokens_BT[:, :250], cache=each)
-        assert cache.capacity_tokens == 256
-        grown = model(tokens_BT[:, 250:], cache=cache)
-        assert cache.capacity_tokens == 512
-        kept = model(tokens_BT[:, 250:], cache=reserved)
-        full = model(tokens_BT)[:, 250:]
-    assert torch.equal(grown, kept)
-    torch.testing.assert_close(grown, full, rtol=PARITY, atol=PARITY)
-
-
-def test_the_cache_grows_in_blocks_up_to_the_context_and_no_further():
-    model = Llama(make_config(max_seq_len=300))
-    cache = model.new_cache()
-    with torch.inference_mode():
-        model(tokens(model.config, 1, 10), cache=cache)
-        assert cache.capacity_tokens == 256
-        model(tokens(model.config, 1, 290), cache=cache)
-        assert (cache.capacity_tokens, cache.lengths) == (300, [300])
-        with pytest.raises(ValueError, match="301 tokens in the KV cache exceed max_seq_len=300"):
-            model(tokens(model.config, 1, 1), cache=cache)
-    with pytest.raises(ValueError, match="cannot cut"):
-        cache.truncate([301])
-    with pytest.raises(ValueError, match="neither positions nor document ids"):
-        model(tokens(model.config, 1, 2), doc_ids_BT=torch.zeros(1, 2), cache=model.new_cache())
+    with torch.no_grad():
+        own = model(tokens_BT, torch.arange(12)[None], plan=plan)
+        moved = model(tokens_BT, torch.arange(7, 19)[None], plan=plan)
+        usual = model(tokens_BT)
+    assert asked == [0, 1, 2, 0, 1, 2]
+    assert torch.equal(own, usual)
+    # RoPE is relative: moving all positions changes roundings only
+    torch.testing.assert_close(moved, usual, rtol=PARITY, atol=PARITY)
+    with pytest.raises(ValueError, match="takes positions and no document ids"):
+        model(tokens_BT, plan=plan)
 
 
 @pytest.mark.parametrize("kind", ["auto", "mask", "pieces"])

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.cli.generate import sampling_options, show, text_stdin
+from puna.cli.generate import load_options, sampling_options, show, text_stdin
 from puna.model.sampling import Sampling
 
 if TYPE_CHECKING:
-    from puna.eval.chat import ChatSession
+    from puna.lm.chat import ChatSession
 
 _HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends, Ctrl-C stops an answer"
 
@@ -20,24 +20,34 @@ _HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends, Ctrl-C stops a
 @click.argument("model", metavar="MODEL_OR_RUN")
 @sampling_options
 @click.option("--system", default="", metavar="TEXT", help="System message of the conversation.")
-def chat(model: str, device: str, system: str, **sampling: Any) -> None:
-    """Talk to a model in Llama 3's chat format.
+@load_options
+def chat(
+    model: str,
+    system: str,
+    device: Any,
+    dtype: Any,
+    quantize: Any,
+    rope_factor: float | None,
+    **sampling: Any,
+) -> None:
+    """Talk to a model in its chat format.
 
-    MODEL_OR_RUN is a model folder or a run (its fine-tuned model, else its pretrained one).
+    MODEL_OR_RUN is a model folder, a .gguf file or a run (its fine-tuned model, else its
+    pretrained one).
     Commands: /reset, /help, /quit. Piped input is read line by line, one message each; then only
     the answers go to standard output.
     """
-    from puna.eval.chat import ChatSession
-    from puna.eval.load import find_model, load
+    from puna.lm.chat import ChatSession
+    from puna.lm.load import load
 
-    folder = find_model(model)
-    loaded = load(folder, device)  # type: ignore[arg-type]
-    session = ChatSession(loaded, Sampling(**sampling), system)
-    if folder.parent.name == "train.pretrain":
+    language_model = load(model, dtype, device, quantize, rope_factor)
+    session = ChatSession(language_model, Sampling(**sampling), system)
+    path = language_model.path
+    if path is not None and path.parent.name == "train.pretrain":
         _note("note: this model was pretrained only, it has not learnt to answer (stage post.sft)")
     stdin = text_stdin()
     if stdin.isatty():
-        _note(f"{folder}, context {loaded.max_seq_len} tokens. {_HELP}")
+        _note(f"{path}, context {language_model.max_seq_len} tokens. {_HELP}")
         _talk(session, _ask_person, "model> ")
     else:
         _talk(session, lambda: stdin.readline() or None, "")

@@ -95,9 +95,9 @@ def find_config(name: str) -> LlamaConfig:
     Raises:
         PunaError: Neither a preset nor a folder with a readable config.json.
     """
+    from puna.lm.load import MODEL_DIR
     from puna.model.config import PRESETS
     from puna.model.formats.hf_config import CONFIG_FILE, read_hf_config
-    from puna.train.spec import MODEL_DIR
 
     if name not in PRESETS:
         for folder in (Path(name), Path(name) / MODEL_DIR):

@@ -26,15 +26,15 @@ from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
 from puna.core.progress import progress
 from puna.core.stage import Artifacts, Metrics, stage
-from puna.eval.load import Device, load, resolve_device
 from puna.eval.windows import document_windows
+from puna.lm.load import MODEL_DIR, load
+from puna.model.device import Device, pick_device
 from puna.model.formats.hf_config import read_hf_config
 from puna.post.batches import encode_pairs
 from puna.post.packing import Piece
 from puna.post.pairs import PAIRS_FILE, read_pairs
 from puna.tokens.shards import SourceShard, TokenShards
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
-from puna.train.spec import MODEL_DIR
 
 if TYPE_CHECKING:
     from puna.eval.likelihood import Likelihood
@@ -225,10 +225,10 @@ def _models(cfg: BpbConfig, inputs: Artifacts) -> Iterator[tuple[str, Llama]]:
         from puna.eval.likelihood import untrained
 
         seed = int(pretrained.config.get("seed", 0))
-        yield "untrained", untrained(read_hf_config(folder), seed, resolve_device(cfg.device))
-    yield "pretrained", load(folder, cfg.device).model
+        yield "untrained", untrained(read_hf_config(folder), seed, pick_device(cfg.device))
+    yield "pretrained", load(folder, device=cfg.device).model
     if "tuned" in inputs:
-        yield "fine-tuned", load(inputs["tuned"].file(MODEL_DIR), cfg.device).model
+        yield "fine-tuned", load(inputs["tuned"].file(MODEL_DIR), device=cfg.device).model
 
 
 def _rows(

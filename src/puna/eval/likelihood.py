@@ -87,7 +87,7 @@ def measure(
     return Likelihood(nll_nats, n_tokens)
 
 
-def untrained(config: LlamaConfig, seed: int, device: str) -> Llama:
+def untrained(config: LlamaConfig, seed: int, device: torch.device) -> Llama:
     """Return the model as it was before its first step: freshly initialised from the seed."""
     model = Llama(config)
     model.init_weights(seed)

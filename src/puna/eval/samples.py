@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 from pydantic import Field
@@ -14,13 +14,11 @@ from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
 from puna.core.progress import progress
 from puna.core.stage import Artifacts, Metrics, stage
-from puna.eval.load import Device, load
+from puna.lm.load import MODEL_DIR, load
+from puna.lm.text import Completion
+from puna.model.device import Device
 from puna.model.sampling import Sampling
 from puna.post.pairs import PAIRS_FILE, read_pairs
-from puna.train.spec import MODEL_DIR
-
-if TYPE_CHECKING:
-    from puna.eval.generation import Completion
 
 SAMPLES_FILE = "samples.json"
 
@@ -64,38 +62,35 @@ def write_samples(cfg: SamplesConfig, inputs: Artifacts, out: Path, events: Ledg
     Raises:
         PunaError: A prompt is longer than the model's context.
     """
-    from puna.eval.generation import complete
-
     start_s = time.monotonic()
     questions = _questions(cfg, inputs)
     done: list[Completion] = []
     samples: list[dict[str, Any]] = []
+    generating_s = 0.0
     with progress("eval.samples", total=len(cfg.prompts) + len(questions), unit="texts") as bar:
         if cfg.prompts:
-            loaded = load(inputs["model"].file(MODEL_DIR), cfg.device)
-            for prompt in cfg.prompts:
-                prompt_ids = loaded.tokenizer.encode(prompt, bos=True)
-                done.append(complete(loaded, prompt_ids, _nth(cfg.sampling, len(samples))))
-                samples.append(_sample("completion", "pretrained", prompt, done[-1]))
-                bar.advance()
+            language_model = load(inputs["model"].file(MODEL_DIR), device=cfg.device)
+            before_s = time.monotonic()
+            done += language_model.complete(cfg.prompts, **_settings(cfg.sampling, 0))
+            generating_s += time.monotonic() - before_s
+            for prompt, completion in zip(cfg.prompts, done, strict=True):
+                samples.append(_sample("completion", "pretrained", prompt, completion))
+            bar.advance(len(cfg.prompts))
         if questions:
-            loaded = load(inputs["tuned"].file(MODEL_DIR), cfg.device)
-            for question, reference in questions:
-                asked = [{"role": "user", "content": question}]
-                prompt_ids = loaded.tokenizer.encode_chat(asked)
-                answer = complete(loaded, prompt_ids, _nth(cfg.chat_sampling, len(samples)))
-                done.append(answer)
-                samples.append(
-                    {
-                        **_sample("chat", "fine-tuned", question, answer),
-                        "messages": [*asked, {"role": "assistant", "content": answer.text}],
-                        "reference": reference,
-                    }
-                )
-                bar.advance()
+            language_model = load(inputs["tuned"].file(MODEL_DIR), device=cfg.device)
+            asked = [[{"role": "user", "content": question}] for question, _ in questions]
+            before_s = time.monotonic()
+            answers = language_model.complete(asked, **_settings(cfg.chat_sampling, len(samples)))
+            generating_s += time.monotonic() - before_s
+            done += answers
+            for (question, reference), turns, answer in zip(questions, asked, answers, strict=True):
+                sample = _sample("chat", "fine-tuned", question, answer)
+                said = [*turns, {"role": "assistant", "content": answer.text}]
+                samples.append({**sample, "messages": said, "reference": reference})
+            bar.advance(len(questions))
     write_json(out / SAMPLES_FILE, samples)
     n_tokens = sum(one.n_tokens for one in done)
-    rate = n_tokens / max(sum(one.seconds for one in done), 1e-9)
+    rate = n_tokens / max(generating_s, 1e-9)
     return {
         "seconds": time.monotonic() - start_s,
         "n_samples": len(samples),
@@ -127,9 +122,9 @@ def _questions(cfg: SamplesConfig, inputs: Artifacts) -> list[tuple[str, str | N
     return list(asked.items())
 
 
-def _nth(sampling: Sampling, number: int) -> Sampling:
-    """Equal draws for every text would make the texts of a weak model alike."""
-    return sampling.model_copy(update={"seed": (sampling.seed + number) % 2**63})
+def _settings(sampling: Sampling, n_before: int) -> dict[str, Any]:
+    """Equal draws for every text would make the texts of a weak model alike: the seeds count on."""
+    return {**dict(sampling), "seed": (sampling.seed + n_before) % 2**63}
 
 
 def _sample(kind: str, model: str, prompt: str, done: Completion) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who sees whom: causal attention over whole rows, packed documents, and cached decoding.
+"""Who sees whom: causal attention over whole rows and packed documents.
 
 A *plan* is made once per forward and shared by all layers. All plans give the same numbers as
 softmax(q k^T / sqrt(D)) v under their mask; they differ in speed:
@@ -66,10 +66,10 @@ class MaskPlan:
     """A token sees the keys that the mask marks.
 
     Attributes:
-        mask: Boolean, broadcastable to (B, N, T, S); None: every key is visible.
+        mask: Boolean, broadcastable to (B, N, T, S).
     """
 
-    mask: Bool[Tensor, "*shape"] | None
+    mask: Bool[Tensor, "*shape"]
 
     def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, layer: int = 0) -> Tensor:
         """Return the weighted values of each query (B, T, N, D)."""
@@ -117,7 +117,7 @@ def plan_attention(
     doc_ids_BT: Int[Tensor, "batch tokens"] | None = None,
     kind: AttentionKind = "auto",
 ) -> AttentionPlan:
-    """Make the plan of a forward without a KV cache.
+    """Make the plan of a forward over whole rows.
 
     Args:
         n_tokens: Tokens per row, T.
@@ -160,32 +160,6 @@ def document_mask(doc_ids_BT: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batc
     runs_BT = _starts(doc_ids_BT).cumsum(-1)
     same_BTT = runs_BT.unsqueeze(-1) == runs_BT.unsqueeze(-2)
     return (same_BTT & _triangle(doc_ids_BT.shape[-1], doc_ids_BT.device)).unsqueeze(1)
-
-
-def plan_cached(
-    starts: list[int], n_tokens: int, n_keys: int, device: torch.device
-) -> AttentionPlan:
-    """Make the plan of a forward that continues the sequences of a KV cache.
-
-    Key slot j of a row holds the token at position j.
-
-    Args:
-        starts: Position of the first new token of each row.
-        n_tokens: New tokens per row, T.
-        n_keys: Key slots that the layers will pass, S.
-        device: Where the model runs.
-    """
-    start = starts[0]
-    if all(other == start for other in starts):
-        if start == 0:
-            return plan_attention(n_tokens, device)
-        if n_tokens == 1:
-            return MaskPlan(None)
-        slots_S = torch.arange(n_keys, device=device)
-        return MaskPlan(slots_S <= torch.arange(start, start + n_tokens, device=device)[:, None])
-    positions_BT = torch.tensor(starts)[:, None] + torch.arange(n_tokens)
-    mask_BTS = torch.arange(n_keys) <= positions_BT.unsqueeze(-1)
-    return MaskPlan(mask_BTS.unsqueeze(1).to(device))
 
 
 def attend(

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from puna.model.attention import AttentionKind, AttentionPlan, plan_attention
-from puna.model.cache import KVCache
 from puna.model.config import LlamaConfig
 from puna.model.rope import Rotation, RotationTable
 
@@ -58,15 +57,12 @@ class Attention(nn.Module):
         x_BTC: Float[Tensor, "batch tokens dim"],
         rotation: Rotation,
         plan: AttentionPlan,
-        cache: KVCache | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Mix the tokens that may see each other."""
         heads = (-1, self.head_dim)
         q_BTND = rotation.apply(self.wq(x_BTC).unflatten(-1, heads))
         k_BSKD = rotation.apply(self.wk(x_BTC).unflatten(-1, heads))
         v_BSKD = self.wv(x_BTC).unflatten(-1, heads)
-        if cache is not None:
-            k_BSKD, v_BSKD = cache.append(self.layer, k_BSKD, v_BSKD)
         return self.wo(plan(q_BTND, k_BSKD, v_BSKD, self.layer).flatten(-2))
 
 
@@ -99,10 +95,9 @@ class Block(nn.Module):
         x_BTC: Float[Tensor, "batch tokens dim"],
         rotation: Rotation,
         plan: AttentionPlan,
-        cache: KVCache | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the residual stream after this layer."""
-        h_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rotation, plan, cache)
+        h_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rotation, plan)
         return h_BTC + self.feed_forward(self.ffn_norm(h_BTC))
 
 
@@ -148,48 +143,40 @@ class Llama(nn.Module):
         tokens_BT: Int[Tensor, "batch tokens"],
         positions_BT: Int[Tensor, "batch tokens"] | None = None,
         doc_ids_BT: Int[Tensor, "batch tokens"] | None = None,
-        cache: KVCache | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Return the logits of the next token at every position, in float32.
 
         Args:
             tokens_BT: Token ids.
-            positions_BT: Position of each token in its document; 0 .. T-1 when None. Not with a
-                cache, which knows the positions.
+            positions_BT: Position of each token in its document; 0 .. T-1 when None.
             doc_ids_BT: Packed documents: tokens see only tokens of the same run of equal ids.
                 None: each row is one document.
-            cache: Continue the sequences in this cache, and extend it.
+            plan: Who sees whom, instead of what the documents say; for callers that keep keys and
+                values, such as the inference engine. Takes positions.
 
         Raises:
-            ValueError: A cache together with positions or documents, or longer than max_seq_len.
+            ValueError: A plan together with documents, or without positions.
         """
-        return self.logits(self.hidden(tokens_BT, positions_BT, doc_ids_BT, cache))
+        return self.logits(self.hidden(tokens_BT, positions_BT, doc_ids_BT, plan))
 
     def hidden(
         self,
         tokens_BT: Int[Tensor, "batch tokens"],
         positions_BT: Int[Tensor, "batch tokens"] | None = None,
         doc_ids_BT: Int[Tensor, "batch tokens"] | None = None,
-        cache: KVCache | None = None,
         plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the normalised states before the output head; arguments as in :meth:`forward`."""
         n_tokens, device = tokens_BT.shape[1], tokens_BT.device
-        if plan is not None:
-            rotation = self._rotations.at(n_tokens, positions_BT, device)
-        elif cache is None:
+        if plan is None:
             plan = plan_attention(n_tokens, device, doc_ids_BT, self.attention_kind)
-            rotation = self._rotations.at(n_tokens, positions_BT, device)
-        else:
-            if positions_BT is not None or doc_ids_BT is not None:
-                raise ValueError("a KV cache takes neither positions nor document ids")
-            plan = cache.begin(n_tokens)
-            rotation = self._rotations.after(cache.lengths, n_tokens, device)
+        elif positions_BT is None or doc_ids_BT is not None:
+            raise ValueError("an attention plan takes positions and no document ids")
+        rotation = self._rotations.at(n_tokens, positions_BT, device)
         h_BTC = self.tok_embeddings(tokens_BT)
         for block in self.layers:
-            h_BTC = block(h_BTC, rotation, plan, cache)
-        if cache is not None:
-            cache.end()
+            h_BTC = block(h_BTC, rotation, plan)
         return self.norm(h_BTC)
 
     def logits(self, hidden_BTC: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]:
@@ -201,11 +188,6 @@ class Llama(nn.Module):
         """Fill every parameter from :func:`init_tensor`; deterministic per seed."""
         for name, parameter in self.named_parameters():
             parameter.copy_(init_tensor(name, tuple(parameter.shape), seed, self.config))
-
-    def new_cache(self, batch: int = 1, reserve_tokens: int = 0) -> KVCache:
-        """Return an empty cache that fits this model's dtype and device."""
-        weight = self.norm.weight
-        return KVCache(self.config, batch, weight.dtype, weight.device, reserve_tokens)
 
 
 def init_tensor(

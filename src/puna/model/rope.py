@@ -74,7 +74,7 @@ class Rotation:
 
 
 class RotationTable:
-    """Cosines and sines of all positions, computed on first use and grown in blocks.
+    """Cosines and sines of the positions, computed on first use and grown in blocks.
 
     Deliberately no module buffer: it holds no state to save, move or shard, and a model built on
     the meta device needs no extra step to fill it.
@@ -95,29 +95,18 @@ class RotationTable:
     ) -> Rotation:
         """Return the rotation of given positions, or of 0 .. n_tokens - 1 when None."""
         if positions_BT is None:
-            return self._slice(0, n_tokens, device)
-        return self._gather(positions_BT, int(positions_BT.max()) + 1, device)
-
-    def after(self, lengths: list[int], n_tokens: int, device: torch.device) -> Rotation:
-        """Return the rotation of the next ``n_tokens`` of rows that already hold ``lengths``."""
-        longest = max(lengths)
-        if min(lengths) == longest:
-            return self._slice(longest, longest + n_tokens, device)
-        positions_BT = torch.tensor(lengths).unsqueeze(1) + torch.arange(n_tokens)
-        return self._gather(positions_BT.to(device), longest + n_tokens, device)
-
-    def _slice(self, start: int, stop: int, device: torch.device) -> Rotation:
-        cos_PH, sin_PH = self._rows(stop, device)
-        return Rotation(cos_PH[start:stop], sin_PH[start:stop])
-
-    def _gather(self, positions_BT: Tensor, n_positions: int, device: torch.device) -> Rotation:
-        cos_PH, sin_PH = self._rows(n_positions, device)
+            cos_PH, sin_PH = self._rows(n_tokens, device)
+            return Rotation(cos_PH[:n_tokens], sin_PH[:n_tokens])
+        cos_PH, sin_PH = self._rows(int(positions_BT.max()) + 1, device)
         return Rotation(cos_PH[positions_BT], sin_PH[positions_BT])
 
     def _rows(self, n_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
         table = self._tables.get(device)
         if table is None or table[0].shape[0] < n_positions:
+            # At least doubled, so that a sequence that grows computes each angle about twice.
             size = _BLOCK_POSITIONS * math.ceil(n_positions / _BLOCK_POSITIONS)
+            if table is not None:
+                size = max(size, min(2 * table[0].shape[0], self._config.max_seq_len))
             # Inside inference_mode the table would become an inference tensor, which a later
             # training step could not save for its backward.
             with torch.inference_mode(False), torch.no_grad():

@@ -17,12 +17,13 @@ from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
 from puna.core.progress import say
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.lm.load import MODEL_DIR
 from puna.model.formats.hf_config import read_hf_config
 from puna.post.batches import SftBatches, check_labels, encode_pairs
 from puna.post.pairs import PAIRS_FILE, read_pairs
 from puna.tokens.tokenizer import load_tokenizer
 from puna.train.config import AdamWConfig, TrainingConfig
-from puna.train.spec import MODEL_DIR, SourceSpec
+from puna.train.spec import SourceSpec
 from puna.train.stage import train_job
 
 CONVERSATIONS_DIR = "conversations"

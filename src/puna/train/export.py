@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from puna.core.fsio import commit_dir, remove_tree
+from puna.lm.load import MODEL_DIR
 from puna.model.formats.hf import save_hf
 from puna.model.llama import Llama
 from puna.train.parallel.fsdp import full_tensors
 from puna.train.parallel.world import World
-from puna.train.spec import MODEL_DIR, JobSpec
+from puna.train.spec import JobSpec
 
 
 def export_model(spec: JobSpec, model: Llama, world: World) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 STATE_DIR = "state"
 """Folder, inside the output, of what only the running job needs; removed at its end."""
 CHECKPOINTS_DIR = "checkpoints"
-MODEL_DIR = "model"
 JOB_FILE = "job.json"
 
 

@@ -18,6 +18,7 @@ from puna.core.fsio import remove_tree, write_json
 from puna.core.ledger import Ledger, read_events
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.core.units import format_count, format_rate
+from puna.lm.load import MODEL_DIR
 from puna.model.accounting import account
 from puna.model.config import LlamaConfig
 from puna.resilience.goodput import job_goodput
@@ -26,7 +27,7 @@ from puna.resilience.supervisor import RestartPolicy, supervise
 from puna.train.config import PretrainConfig, TrainingConfig
 from puna.train.launch import TrainJob
 from puna.train.progress import TrainProgress
-from puna.train.spec import JOB_FILE, MODEL_DIR, STATE_DIR, JobSpec, SourceSpec, plain_training
+from puna.train.spec import JOB_FILE, STATE_DIR, JobSpec, SourceSpec, plain_training
 
 LOADER_FILE = "loader.json"
 """How the batches were made, for `puna lineage`: factory, its arguments, number of steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from puna.core.errors import PunaError
 from puna.lm.engine.sample import Sampler
@@ -30,10 +31,15 @@ class Sequence:
         # The last token needs no place in the cache: nothing follows it.
         self._most_new = min(sampling.max_new_tokens, config.max_seq_len - self.n_prompt + 1)
         self.most_cached = self.n_prompt + self._most_new - 1
-        self.sampler = Sampler(sampling, self.ids, config.vocab_size)
+        self._vocab_size = config.vocab_size
         self.prompt_logprobs: list[TokenLogprob | None] | None = (
             [None] if request.prompt_logprobs else None
         )
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """How tokens are chosen; made when the first one is, not while the request waits."""
+        return Sampler(self.request.sampling, self.request.prompt_ids, self._vocab_size)
 
     @property
     def n_pending(self) -> int:

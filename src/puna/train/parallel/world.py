@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from puna.core.errors import PunaError
+from puna.model.device import Device, pick_device
 from puna.train.parallel.threads import threads_per_rank
 
 DATA_DIM = "data"
@@ -67,7 +67,7 @@ class World:
         return box[0]
 
 
-def join_world(device: Literal["auto", "cpu", "cuda"], attempt: int, timeout_s: float) -> World:
+def join_world(device: Device, attempt: int, timeout_s: float) -> World:
     """Join the process group that the environment describes (torchrun's variables).
 
     Without those variables, or with a world of one that torchrun did not start, there is no group.
@@ -84,7 +84,7 @@ def join_world(device: Literal["auto", "cpu", "cuda"], attempt: int, timeout_s: 
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    where = _pick_device(device, local_rank)
+    where = pick_device(device, local_rank)
     n_threads = threads_per_rank(local_size)
     torch.set_num_threads(n_threads)
     mesh = None
@@ -117,18 +117,3 @@ def is_lost_peer(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in _LOST_PEER_WORDS)
-
-
-def _pick_device(setting: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if setting == "cuda" and not has_gpu:
-        raise PunaError('device = "cuda", but torch finds no GPU', 'set device = "auto" or "cpu"')
-    if setting == "cpu" or not has_gpu:
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise PunaError(
-            f"rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}",
-            f"set nproc to at most {torch.cuda.device_count()}",
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)

@@ -1,12 +1,12 @@
-"""A conversation with a model: history in Llama 3's chat format, kept inside the context."""
+"""A conversation with a model: history in the model's chat format, kept inside the context."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
 from puna.core.errors import PunaError
-from puna.eval.generation import Completion, stream
-from puna.eval.load import Loaded
+from puna.lm.language_model import LanguageModel
+from puna.lm.text import Completion
 from puna.model.sampling import Sampling
 
 
@@ -17,22 +17,22 @@ class ChatSession:
     message stays).
 
     Args:
-        loaded: A model with Llama 3's chat tokens.
+        language_model: With a tokenizer that knows a chat format.
         sampling: How to choose tokens; ``max_new_tokens`` is the room kept for an answer. Turn n
             since the beginning or the last reset draws with ``seed + n``.
         system: System message; empty for none.
 
     Raises:
-        PunaError: The tokenizer has no chat tokens.
+        PunaError: The tokenizer has no chat format.
     """
 
-    def __init__(self, loaded: Loaded, sampling: Sampling, system: str = "") -> None:
-        self.loaded, self.sampling = loaded, sampling
+    def __init__(self, language_model: LanguageModel, sampling: Sampling, system: str = "") -> None:
+        self.language_model, self.sampling = language_model, sampling
         self._system = [{"role": "system", "content": system}] if system else []
         self.turns: list[dict[str, str]] = []
         self.n_forgotten = 0  # turns that the last message pushed out of the history
         self._n_asked = 0
-        loaded.tokenizer.encode_chat([*self._system, {"role": "user", "content": ""}])
+        language_model.tokenizer.encode_chat([*self._system, {"role": "user", "content": ""}])
 
     def reset(self) -> None:
         """Forget the conversation, not the system message."""
@@ -54,7 +54,7 @@ class ChatSession:
         seed = (self.sampling.seed + self._n_asked) % 2**63
         self._n_asked += 1
         sampling = self.sampling.model_copy(update={"seed": seed})
-        pieces = stream(self.loaded, prompt_ids, sampling)
+        pieces = self.language_model.stream_ids(prompt_ids, sampling)
         try:
             while True:
                 piece = next(pieces)
@@ -67,12 +67,12 @@ class ChatSession:
             self.turns = [*history, question, answer]
 
     def _fit(self, question: dict[str, str]) -> tuple[list[dict[str, str]], list[int]]:
-        limit = self.loaded.max_seq_len
+        limit = self.language_model.max_seq_len
         room = min(self.sampling.max_new_tokens, limit // 2)
         history = self.turns
         while True:
             messages = [*self._system, *history, question]
-            prompt_ids = self.loaded.tokenizer.encode_chat(messages)
+            prompt_ids = self.language_model.tokenizer.encode_chat(messages)
             if len(prompt_ids) + room <= limit or (not history and len(prompt_ids) <= limit):
                 return history, prompt_ids
             if not history:
