@@ -11,6 +11,7 @@ from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.model.formats.checkpoint import Checkpoint, open_checkpoint
+from puna.model.formats.probe import refuse_wrong_layout
 from puna.model.llama import Llama
 
 
@@ -19,6 +20,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    probe: bool = True,
 ) -> Llama:
     """Load a model tensor by tensor: the peak is the model and one tensor.
 
@@ -26,13 +28,17 @@ def load_model(
         checkpoint: An opened checkpoint, or the path of one of any format.
         dtype: Of the parameters; as they are stored when None (float32 for quantised ones).
         device: Where the parameters live.
+        probe: Refuse weights that show the marks of a wrong conversion, see
+            :mod:`puna.model.formats.probe`.
 
     Raises:
         PunaError: A file is missing or damaged, a tensor is missing, surplus, of the wrong shape,
-            or holds a value that is not finite; the message names it.
+            or holds a value that is not finite; the message names it. Or the layout is wrong.
     """
     if isinstance(checkpoint, str | Path):
         checkpoint = open_checkpoint(Path(checkpoint))
+    if probe:
+        refuse_wrong_layout(checkpoint)
     model = Llama(checkpoint.config, device="meta")
     state: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors():
