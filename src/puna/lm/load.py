@@ -100,7 +100,7 @@ def load(
 
     target = pick_device(device)
     kind = _torch_dtype(dtype, target)
-    if _is_preset(path_or_preset):
+    if is_preset(path_or_preset):
         model = Llama(PRESETS.get(str(path_or_preset)), device=target, dtype=kind)
         return _finish(LanguageModel(model), quantize)
     checkpoint = _open(find_model(path_or_preset), rope_factor)
@@ -117,7 +117,8 @@ def load(
     return _finish(LanguageModel(model, tokenizer, checkpoint.path, stop_ids), quantize)
 
 
-def _is_preset(name: str | Path) -> bool:
+def is_preset(name: str | Path) -> bool:
+    """Tell whether a name means a preset: it is one, and there is no such path or run."""
     path = Path(name)
     known = str(name) in PRESETS
     return known and not path.exists() and not (Path("runs") / path).is_dir()

@@ -60,6 +60,28 @@ class Parts:
 
 
 PART_NAMES = tuple(Parts.__dataclass_fields__)
+PART_LABELS: Mapping[str, str] = {
+    "embedding": "embedding", "output_head": "output head", "kv_projections": "K/V projections",
+    "qo_projections": "Q/O projections", "ffn": "FFN", "norms": "norms",
+}  # fmt: skip
+"""What tables and pictures call the parts."""
+_PART_OF_MODULE = {
+    "tok_embeddings": "embedding", "output": "output_head", "wk": "kv_projections",
+    "wv": "kv_projections", "wq": "qo_projections", "wo": "qo_projections", "w1": "ffn",
+    "w2": "ffn", "w3": "ffn", "attention_norm": "norms", "ffn_norm": "norms", "norm": "norms",
+}  # fmt: skip
+
+
+def part_of(name: str) -> str:
+    """Return the part that a parameter counts to.
+
+    Args:
+        name: Ours: ``layers.3.attention.wq.weight``.
+
+    Raises:
+        KeyError: Not a parameter of a Llama.
+    """
+    return _PART_OF_MODULE[name.rsplit(".", 2)[-2]]
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,27 @@ class Accounting:
         """
         length = self.config.max_seq_len if n_tokens is None else n_tokens
         return length * self.kv_bytes_per_token(dtype)
+
+    def workspace_bytes(self, n_tokens: int, n_logits: int = 1, dtype: str = "bfloat16") -> int:
+        """Estimate what one forward needs beside weights and cache; right within a factor of two.
+
+        Counted is the largest set of activations that live at once: in a block the residual stream,
+        its normalised copy (also in float32) and either the three feed-forward products or
+        queries, keys, values and their rotated copies; at the end the logits, in float32 too.
+
+        Args:
+            n_tokens: Tokens of the forward; an engine that prefills in chunks passes the chunk.
+            n_logits: Positions whose logits are computed: one per sequence when generating.
+            dtype: Of the activations.
+
+        Raises:
+            PunaError: Unknown dtype.
+        """
+        c, width = self.config, dtype_bytes(dtype)
+        inner = max(3 * c.ffn_dim, 4 * c.dim + 4 * c.kv_dim)
+        block = n_tokens * ((2 * c.dim + inner) * width + 4 * c.dim)
+        head = n_tokens * c.dim * width + n_logits * c.vocab_size * (width + 4)
+        return max(block, head)
 
     def flops_per_token(
         self, seq_len: int | None = None, *, training: bool = True, causal: bool = False

@@ -160,6 +160,18 @@ class Svg:
         """Add a circle."""
         self.add("circle", cx=x, cy=y, r=r, cls=cls, **attributes)
 
+    def standalone(self, style: str) -> str:
+        """Return the drawing as the text of a file that needs no page around it.
+
+        Args:
+            style: CSS of its classes.
+        """
+        start, rest = self.markup().split(">", 1)
+        return (
+            f'{start} xmlns="http://www.w3.org/2000/svg"><style>{escape(style, quote=False)}'
+            f"</style>{rest}\n"
+        )
+
     def markup(self) -> Markup:
         """Return the drawing."""
         view = f"0 0 {number(self.width)} {number(self.height)}"

@@ -1,0 +1,30 @@
+"""What only reading every weight can show; imports torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from puna.lm.guard import check_fp16
+from puna.lm.inspect_tokenizer import TokenizerMatch
+from puna.model.formats.checkpoint import Checkpoint
+from puna.tokens.tokenizer import load_tokenizer
+
+
+def look_deep(checkpoint: Checkpoint, match: TokenizerMatch | None) -> dict[str, Any]:
+    """Read every weight once: values that are not finite, and fitness for float16.
+
+    Args:
+        checkpoint: An opened checkpoint.
+        match: Its tokenizer, for the sample of the activation probe; None when it has none.
+
+    Returns:
+        JSON values: ``finite`` (no NaN, no infinity), ``fp16`` (the guard's report) and
+        ``problems`` (one sentence each).
+
+    Raises:
+        PunaError: A file is damaged where a tensor lies.
+    """
+    tokenizer = None if match is None else load_tokenizer(match.path)
+    report = check_fp16(checkpoint, tokenizer=tokenizer)
+    wrong = [one.describe() for one in report.weights if one.problem == "not finite"]
+    return {"finite": not wrong, "fp16": report.to_json(), "problems": wrong}
