@@ -56,7 +56,9 @@ class Engine:
         batch_invariant: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        if min(max_batch, chunk_tokens, max_cache_tokens or 1) < 1:
+        if any(
+            size is not None and size < 1 for size in (max_batch, chunk_tokens, max_cache_tokens)
+        ):
             raise ValueError("max_batch, chunk_tokens and max_cache_tokens must be at least 1")
         self.model, self.config = model, model.config
         self._max_batch, self._chunk_tokens = max_batch, chunk_tokens
