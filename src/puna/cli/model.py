@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from puna.cli.common import stage_group
+from puna.cli.model_convert import convert
 
 _DTYPES = ("float32", "bfloat16", "float16", "float8", "int8")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -16,6 +17,7 @@ _DTYPE = click.option(
 )  # fmt: skip
 
 model = stage_group("model", "Presets, inspection and comparison: what a model is and costs.")
+model.add_command(convert)
 
 
 @model.command("list")
