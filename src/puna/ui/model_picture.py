@@ -7,13 +7,13 @@ from typing import Any
 
 from puna.core.units import GIB, KIB, MIB
 from puna.model.accounting import PART_LABELS, Accounting, Comparison, dtype_bytes
-from puna.ui.report.svg import Scale, Svg, tick_text
+from puna.ui.report.svg import Scale, Svg
 
 _WIDTH, _MARGIN, _LABELS = 1000.0, 30.0, 160.0
-_SIZES = (172.0, 560.0)  # pixels of the bars; their numbers stand right of them
-_DELTAS = (668.0, _WIDTH - _MARGIN)
+_SIZES = (172.0, 540.0)  # pixels of the bars; their numbers stand right of them
+_DELTAS = (640.0, _WIDTH - _MARGIN)
 _TOP, _ROW, _BAR, _SPACE = 132.0, 46.0, 15.0, 16.0
-_NUMBER = 92.0  # width of a written difference
+_NUMBER = 132.0  # width of a written difference
 _CHAR = 7.2
 _NAME_CHARS = 44
 _GIB_FROM = 100 * GIB  # a largest bar of this size is written in GiB
@@ -30,6 +30,7 @@ fill:#27313d;font-variant-numeric:tabular-nums}
 .paper{fill:#fff}text.title{font-size:21px;font-weight:650;fill:#16202c}
 text.head,text.strong{font-weight:650;fill:#16202c}text.muted{fill:#66717e}text.small{font-size:12px}
 .a{fill:#aab5c1}.b{fill:#2f6fd6}.more{fill:#dc8340}.less{fill:#35966a}
+text.ona{fill:#16202c}text.onb{fill:#fff}
 text.moretext{fill:#a04e16}text.lesstext{fill:#1c6b45}
 .grid{stroke:#e9edf1}.zero{stroke:#97a2ae}.rule{stroke:#d5dbe1}
 """
@@ -60,7 +61,10 @@ class _Unit:
         digits = 0 if value.is_integer() or abs(value) >= 10_000 else 1
         if 0 < abs(value) < 0.1:
             digits = 3
-        return f"{value:{'+' if sign and n_bytes else ''},.{digits}f}"
+        if 0 < abs(value) < 0.0005 and not sign:
+            return "< 0.001"
+        text = f"{value:{'+' if sign and n_bytes else ''},.{digits}f}"
+        return text.replace("-", "−")
 
 
 def draw_comparison(comparison: Comparison, name_a: str, name_b: str) -> str:
@@ -96,7 +100,7 @@ def draw_comparison(comparison: Comparison, name_a: str, name_b: str) -> str:
             y += _SPACE
         _draw_line(svg, line, y, sizes, deltas, unit)
         y += _ROW
-    _draw_foot(svg, bottom, changes, unit)
+    _draw_foot(svg, bottom, changes)
     return svg.standalone(_STYLE)
 
 
@@ -138,14 +142,17 @@ def _delta_scale(deltas: list[int]) -> Scale:
 
 def _draw_head(svg: Svg, comparison: Comparison, name_a: str, name_b: str, unit: _Unit) -> None:
     svg.text(_MARGIN, 40.0, "Where the bytes went", "title")
+    power = {"KiB": 10, "MiB": 20, "GiB": 30}[unit.name]
+    note = f"{unit.name} = 2^{power} bytes; KV cache of one sequence"
+    svg.text(_WIDTH - _MARGIN, 40.0, note, "small muted", text_anchor="end")
     x = _MARGIN
     for name, cost, cls in ((name_a, comparison.a, "a"), (name_b, comparison.b, "b")):
         svg.rect(x, 58.0, 13.0, 13.0, cls, rx=2)
         shown = name if len(name) <= _NAME_CHARS else f"…{name[1 - _NAME_CHARS :]}"
         text = f"{cost.n_params:,} parameters"
         svg.text(x + 20, 69.0, shown, "strong")
-        svg.text(x + 28 + _CHAR * 1.12 * len(shown), 69.0, text, "muted")
-        x += 60 + _CHAR * (1.12 * len(shown) + len(text))
+        svg.text(x + 34 + _CHAR * 1.2 * len(shown), 69.0, text, "muted")
+        x += 64 + _CHAR * (1.2 * len(shown) + len(text))
     svg.text(_SIZES[0], 104.0, f"size, {unit.name} in {comparison.dtype}", "head")
     svg.text(_DELTAS[0], 104.0, f"difference, {unit.name}", "head")
 
@@ -155,9 +162,8 @@ def _draw_grid(svg: Svg, sizes: Scale, deltas: Scale, unit: _Unit, bottom: float
     for tick in scale.ticks(5):
         x = scale(tick)
         svg.line((x, _TOP - 8), (x, bottom), "grid" if tick else "zero")
-        svg.text(x, bottom + 16, tick_text(tick), "muted small", text_anchor="middle")
+        svg.text(x, bottom + 16, f"{tick:,.10g}", "muted small", text_anchor="middle")
     svg.line((deltas(0.0), _TOP - 8), (deltas(0.0), bottom), "zero")
-    svg.text(deltas(0.0), bottom + 16, "0", "muted small", text_anchor="middle")
 
 
 def _draw_line(svg: Svg, line: _Line, y: float, sizes: Scale, deltas: Scale, unit: _Unit) -> None:
@@ -172,7 +178,9 @@ def _draw_line(svg: Svg, line: _Line, y: float, sizes: Scale, deltas: Scale, uni
         svg.rect(sizes.start, top, end - sizes.start, _BAR, cls, tip=f"{line.label}: {n:,} bytes")
         number = unit.text(n)
         svg.text(end + 6, top + 12, number, f"small {strong}")
-        if remark:
+        if _CHAR * len(remark) + 12 < end - sizes.start:
+            svg.text(sizes.start + 8, top + 12, remark, f"small on{cls}")
+        else:
             svg.text(end + 14 + _CHAR * len(number), top + 12, remark, "small muted")
     _draw_delta(svg, line, middle, deltas, unit)
 
@@ -186,21 +194,22 @@ def _draw_delta(svg: Svg, line: _Line, middle: float, deltas: Scale, unit: _Unit
         svg.rect(min(zero, end), middle - 10, abs(end - zero), 20.0, cls, tip=tip)
     anchor, gap = ("start", 7.0) if delta >= 0 else ("end", -7.0)
     colour = f"{cls}text strong" if delta else "muted"
-    svg.text(end + gap, middle + 4, unit.text(delta, sign=True), colour, text_anchor=anchor)
+    text = unit.text(delta, sign=True)
+    if line.sums and line.a and delta:
+        text += f" ({_ratio(line.a, line.b)})"
+    svg.text(end + gap, middle + 4, text, colour, text_anchor=anchor)
 
 
-def _draw_foot(svg: Svg, bottom: float, changes: list[str], unit: _Unit) -> None:
-    powers = {"KiB": "2^10", "MiB": "2^20", "GiB": "2^30"}
-    y = bottom + 48
-    for row in _flow(changes):
-        svg.text(_MARGIN, y, "changed" if y == bottom + 48 else "", "small muted")
+def _ratio(a: int, b: int) -> str:
+    return f"×{b / a:,.3g}" if b >= 2 * a else f"{b / a - 1:+.0%}".replace("-", "−")
+
+
+def _draw_foot(svg: Svg, bottom: float, changes: list[str]) -> None:
+    for index, row in enumerate(_flow(changes)):
+        y = bottom + 50 + 20 * index
+        if index == 0:
+            svg.text(_MARGIN, y, "changed", "small muted")
         svg.text(_MARGIN + 62, y, row, "small")
-        y += 20
-    svg.text(
-        _WIDTH - _MARGIN, bottom + 48 - 32 + 0,
-        f"{unit.name} = {powers[unit.name]} bytes; cache of one sequence", "small muted",
-        text_anchor="end",
-    )  # fmt: skip
 
 
 def _flow(texts: list[str]) -> list[str]:
@@ -221,4 +230,4 @@ def _value(value: Any) -> str:
         return f"{value['kind']} ×{value['factor']:g}"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:,}" if isinstance(value, int) or value >= 1 else f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.10g}"
