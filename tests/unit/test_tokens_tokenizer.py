@@ -13,7 +13,7 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.tokens.bpe import definition, tokenizer_config, train_ranks
-from puna.tokens.chat import CHAT_TEMPLATE
+from puna.tokens.chat.llama3 import LLAMA3_TEMPLATE
 from puna.tokens.pretokens import byte_alphabet
 from puna.tokens.special import special_names
 from puna.tokens.stream import StreamDecoder
@@ -82,7 +82,7 @@ def test_chat_is_the_template_of_llama_3(tokenizer: Tokenizer) -> None:
         tokenizer.encode_chat(MESSAGES, add_generation_prompt=False)
         == (tokenizer.encode_chat_with_mask(MESSAGES)[0])
     )
-    rendered = jinja2.Template(CHAT_TEMPLATE).render(
+    rendered = jinja2.Template(LLAMA3_TEMPLATE).render(
         messages=MESSAGES[:1] + MESSAGES[2:], bos_token="<|begin_of_text|>",
         add_generation_prompt=True,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_foreign_tokenizers_are_read() -> None:
         pieces = [decoder.push(id_) for id_ in tokenizer.encode(text)]
         assert "".join(pieces) + decoder.flush() == text
         assert REPLACEMENT not in "".join(pieces)
-    with pytest.raises(PunaError, match="chat format"):
+    with pytest.raises(PunaError, match="no chat format"):
         tokenizer.encode_chat(MESSAGES)
 
 

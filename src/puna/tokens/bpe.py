@@ -8,13 +8,16 @@ says the same (this is how Llama 3's own file was made).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from puna.core.errors import PunaError
-from puna.tokens.chat import CHAT_TEMPLATE
+from puna.tokens.chat.llama3 import LLAMA3_TEMPLATE
 from puna.tokens.pretokens import LLAMA3_PATTERN, byte_alphabet
 from puna.tokens.special import BOS, EOS, PAD, special_names
+
+if TYPE_CHECKING:
+    import tokenizers
 
 MAX_TOKEN_BYTES = 128
 """Longest token, as in Llama 3's vocabulary."""
@@ -59,20 +62,25 @@ def all_merges(ranks: Sequence[str]) -> list[tuple[str, str]]:
         ranks: Tokens in the order of their ranks, in the byte alphabet.
     """
     rank_of = {token: rank for rank, token in enumerate(ranks)}
-    merges = []
+    merges: list[tuple[str, str]] = []
     for token in ranks:
-        splits = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [pair for pair in splits if pair[0] in rank_of and pair[1] in rank_of]
-        merges += sorted(known, key=lambda pair: (rank_of[pair[0]], rank_of[pair[1]]))
+        known = [
+            (left, right)
+            for i in range(1, len(token))
+            if (left := token[:i]) in rank_of and (right := token[i:]) in rank_of
+        ]
+        if len(known) > 1:
+            known.sort(key=lambda pair: (rank_of[pair[0]], rank_of[pair[1]]))
+        merges += known
     return merges
 
 
-def definition(ranks: Sequence[str], n_special: int) -> str:
-    """Write the ``tokenizer.json`` of ranks with Llama 3's special tokens after them.
+def llama3_engine(ranks: Sequence[str], names: Sequence[str]) -> tokenizers.Tokenizer:
+    """Make the library's tokenizer of ranks with Llama 3's pattern and special tokens after them.
 
     Args:
         ranks: Tokens in the order of their ranks, in the byte alphabet.
-        n_special: Number of special tokens.
+        names: Special tokens in the order of their ids.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
@@ -80,26 +88,38 @@ def definition(ranks: Sequence[str], n_special: int) -> str:
     engine = Tokenizer(models.BPE(vocab=vocab, merges=all_merges(ranks), ignore_merges=True))
     engine.pre_tokenizer = _pre_tokenizer()
     engine.decoder = decoders.ByteLevel()
-    engine.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in special_names(n_special)]
-    )
+    engine.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     bos_id = engine.token_to_id(BOS)
     engine.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, bos_id)]
     )
-    return engine.to_str(pretty=True) + "\n"
+    return engine
 
 
-def tokenizer_config() -> dict[str, Any]:
-    """Return the ``tokenizer_config.json`` with which transformers uses the tokenizer."""
+def definition(ranks: Sequence[str], n_special: int) -> str:
+    """Write the ``tokenizer.json`` of ranks with Llama 3.1's special tokens after them.
+
+    Args:
+        ranks: Tokens in the order of their ranks, in the byte alphabet.
+        n_special: Number of special tokens.
+    """
+    return llama3_engine(ranks, special_names(n_special)).to_str(pretty=True) + "\n"
+
+
+def tokenizer_config(names: Collection[str] = (BOS, EOS, PAD)) -> dict[str, Any]:
+    """Return the ``tokenizer_config.json`` with which transformers uses the tokenizer.
+
+    Args:
+        names: Its special tokens; Llama 3.0's have none for padding.
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
         "eos_token": EOS,
-        "pad_token": PAD,
+        **({"pad_token": PAD} if PAD in names else {}),
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": LLAMA3_TEMPLATE,
     }
 
 

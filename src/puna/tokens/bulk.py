@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 
-from puna.tokens.pretokens import LLAMA3_PATTERN, byte_alphabet
+from puna.tokens.pretokens import byte_alphabet, is_llama3_pattern
 
 if TYPE_CHECKING:
     from puna.data.kernels.buffers import Texts
@@ -94,7 +94,7 @@ def bulk_encoder(definition: dict[str, Any]) -> BulkEncoder | None:
         and model.get("type") == "BPE"
         and model.get("ignore_merges")
         and definition.get("normalizer") is None
-        and _is_llama3_pattern(definition.get("pre_tokenizer") or {})
+        and is_llama3_pattern(definition.get("pre_tokenizer") or {})
     ):
         return None
     vocab: dict[str, int] = model["vocab"]
@@ -114,22 +114,6 @@ def bulk_encoder(definition: dict[str, Any]) -> BulkEncoder | None:
     if (np.diff(merges[:, 2]) < 0).any():
         return None
     return BulkEncoder(tokens, merges)
-
-
-def _is_llama3_pattern(pre_tokenizer: dict[str, Any]) -> bool:
-    steps = pre_tokenizer.get("pretokenizers") or []
-    if pre_tokenizer.get("type") != "Sequence" or len(steps) != 2:
-        return False
-    split, byte_level = steps
-    return (
-        split.get("type") == "Split"
-        and split.get("pattern") == {"Regex": LLAMA3_PATTERN}
-        and split.get("behavior") == "Isolated"
-        and not split.get("invert")
-        and byte_level.get("type") == "ByteLevel"
-        and not byte_level.get("add_prefix_space")
-        and not byte_level.get("use_regex")
-    )
 
 
 @cache

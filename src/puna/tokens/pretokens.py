@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -44,6 +45,36 @@ def split_huge(text: str) -> Iterator[str]:
                 yield part[start:cut]
                 start = cut
         yield part[start:]
+
+
+def valid_text(text: str) -> str:
+    """Return a text that UTF-8 can hold: lone surrogates become the replacement character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates; pairs of them are the character they mean
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def is_llama3_pattern(pre_tokenizer: Mapping[str, Any]) -> bool:
+    """Tell whether a tokenizer cuts text as Llama 3 does.
+
+    Args:
+        pre_tokenizer: Entry of that name of its ``tokenizer.json``.
+    """
+    steps = pre_tokenizer.get("pretokenizers") or []
+    if pre_tokenizer.get("type") != "Sequence" or len(steps) != 2:
+        return False
+    split, byte_level = steps
+    return (
+        split.get("type") == "Split"
+        and split.get("pattern") == {"Regex": LLAMA3_PATTERN}
+        and split.get("behavior") == "Isolated"
+        and not split.get("invert")
+        and byte_level.get("type") == "ByteLevel"
+        and not byte_level.get("add_prefix_space")
+        and not byte_level.get("use_regex")
+    )
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 BOS = "<|begin_of_text|>"
 EOS = "<|end_of_text|>"
@@ -12,6 +12,11 @@ START_HEADER = "<|start_header_id|>"
 END_HEADER = "<|end_header_id|>"
 EOM = "<|eom_id|>"
 EOT = "<|eot_id|>"
+
+PYTHON_TAG = "<|python_tag|>"
+
+Version = Literal["3.0", "3.1"]
+"""Which names Llama 3's special tokens have: those of April 2024, or those since Llama 3.1."""
 
 _NAMED = (
     BOS,
@@ -24,9 +29,10 @@ _NAMED = (
     END_HEADER,
     EOM,
     EOT,
-    "<|python_tag|>",
+    PYTHON_TAG,
     "<|image|>",
 )
+_NAMED_IN_LLAMA3 = {_NAMED.index(name) for name in (BOS, EOS, START_HEADER, END_HEADER, EOT)}
 MIN_SPECIAL = len(_NAMED)
 """Fewest special tokens: those that have a meaning."""
 LLAMA3_SPECIAL = 256
@@ -41,17 +47,25 @@ _ROLES = {
 _LLAMA3 = {"bos": BOS, "eos": EOS, "eot": EOT, "pad": PAD}
 
 
-def special_names(n_special: int) -> list[str]:
+def special_names(n_special: int, version: Version = "3.1") -> list[str]:
     """Return the names of the special tokens in the order of their ids.
 
     Llama 3.1's order (llama-models, ``models/llama3/tokenizer.py``): twelve named ones, then
-    reserved ones numbered from 2.
+    reserved ones numbered from 2. Llama 3's (llama3, ``llama/tokenizer.py``) has the same ids, five
+    of the twelve named ones being reserved.
 
     Args:
         n_special: How many, at least :data:`MIN_SPECIAL`.
+        version: ``"3.1"``, or ``"3.0"`` for the names of Llama 3.
     """
     if n_special < MIN_SPECIAL:
         raise ValueError(f"{n_special} special tokens, {MIN_SPECIAL} have a meaning")
+    if version == "3.0":
+        numbers = iter(range(n_special))
+        return [
+            _NAMED[i] if i in _NAMED_IN_LLAMA3 else f"<|reserved_special_token_{next(numbers)}|>"
+            for i in range(n_special)
+        ]
     reserved = [f"<|reserved_special_token_{2 + i}|>" for i in range(n_special - MIN_SPECIAL)]
     return [*_NAMED, *reserved]
 
