@@ -84,7 +84,7 @@ def load(
         path_or_preset: Whatever :func:`find_model` takes; or, when there is no such path or run,
             the name of a preset (``puna model list``): random weights of seed 0, no tokenizer.
         dtype: Of weights and activations. None: float32 on a CPU, as stored on a GPU (float32 for
-            quantised files and presets).
+            quantised files and presets). float16 is checked first, see :mod:`puna.lm.guard`.
         device: ``auto`` takes a GPU when there is one.
         quantize: ``int8`` stores the matrices in 8 bit, one scale per output row (CPU only).
         rope_factor: Context extension of a Meta folder whose ``params.json`` only says that RoPE is
@@ -92,8 +92,10 @@ def load(
 
     Raises:
         PunaError: There is no such model, a file is missing or damaged, model and tokenizer do not
-            fit each other, or the device or dtype is not possible here.
+            fit each other, the device or dtype is not possible here, or the model overflows float16.
     """
+    import torch
+
     from puna.lm.language_model import LanguageModel
     from puna.model.formats.load import load_model
     from puna.model.llama import Llama
@@ -112,6 +114,10 @@ def load(
             f"vocabulary only {vocab_size}",
             "put the tokenizer that the model was trained with beside it",
         )
+    if dtype is not None and kind is torch.float16:
+        from puna.lm.guard import check_fp16
+
+        check_fp16(checkpoint, tokenizer=tokenizer).raise_if_unsafe()
     model = load_model(checkpoint, dtype=kind, device=target)
     stop_ids = checkpoint.special_ids.eos_ids
     return _finish(LanguageModel(model, tokenizer, checkpoint.path, stop_ids), quantize)
