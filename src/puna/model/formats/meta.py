@@ -151,4 +151,7 @@ class MetaCheckpoint:
 def _all_equal(groups: list[list[Tensor]]) -> bool:
     import torch
 
-    return all(torch.equal(group[0], other) for group in groups for other in group[1:])
+    def bits(tensor: Tensor) -> Tensor:  # not values: NaN equals itself here
+        return tensor.contiguous().view(torch.uint8)
+
+    return all(torch.equal(bits(group[0]), bits(other)) for group in groups for other in group[1:])

@@ -42,6 +42,7 @@ _KNOWN = {
     "rope_theta", "use_scaled_rope", "rope_scale_factor", _SCALING_KEY, _CONTEXT_KEY,
     "max_seq_len", "max_batch_size",
 }  # fmt: skip
+_NOT_OF_ONE = "use the params.json that belongs to the weights; a missing shard also gives this"
 _ASK = "pass --rope-factor 8 for Llama 3.1 and 3.3, --rope-factor 32 for Llama 3.2 1B and 3B"
 
 
@@ -174,7 +175,7 @@ class Params:
             raise PunaError(
                 f"{self.path}: vocab_size = {vocab_size!r}, the output head has "
                 f"{measured.vocab_size} rows",
-                f"use the {PARAMS_FILE} that belongs to the weights",
+                _NOT_OF_ONE,
             )
         multiple = self.values.get("multiple_of")
         if multiple is None:
@@ -188,8 +189,7 @@ class Params:
             raise PunaError(
                 f"{self.path}: multiple_of = {multiple!r} and ffn_dim_multiplier = {multiplier!r} "
                 f"mean a feed-forward of {by_rule}, w1 has {measured.ffn_dim} rows",
-                f"use the {PARAMS_FILE} that belongs to the weights; a missing shard also gives "
-                "this",
+                _NOT_OF_ONE,
             )
 
     def _scaling(self, factor: float | None) -> RopeScaling | LinearScaling | None:
