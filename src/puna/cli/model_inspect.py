@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from puna.lm.inspect_tokenizer import TokenizerMatch
 
 _NAMED_ROWS = 4
+_CHATS = {
+    "llama3": "Llama 3's chat format", "llama2": "Llama 2's chat format",
+    "template": "a chat template of its own", None: "no chat format",
+}  # fmt: skip
 
 
 def print_inspection(found: Inspection) -> None:
@@ -70,11 +74,12 @@ def _facts(found: Inspection) -> Table:
     if found.tokenizer is not None:
         rows.append(("tokenizer", _tokenizer(found.tokenizer)))
     if found.special_rows is not None:
-        special = {} if found.tokenizer is None else found.tokenizer.special
+        special = {} if found.tokenizer is None else found.tokenizer.outline.special
         rows.append(("special rows", _special_rows(found.special_rows, special)))
     if found.deep is not None:
         finite = "every value is finite" if found.deep["finite"] else "not every value is finite"
         rows += [("weights", finite), ("float16", found.deep["fp16"]["summary"])]
+        rows += [("layout", one["message"]) for one in found.deep["layout"]]
     return _grid(rows)
 
 
@@ -90,15 +95,16 @@ def _files(found: Inspection) -> str:
 
 
 def _tokenizer(match: TokenizerMatch) -> str:
+    outline = match.outline
     if match.problems:
         fit = "does not fit"
     elif match.unused_rows:
         fit = f"{match.unused_rows:,} of {match.rows:,} rows unused"
     else:
         fit = f"fits the {match.rows:,} rows"
-    stops = ", ".join(map(str, match.stop_ids))
-    chat = "no known chat format" if match.chat_format is None else f"{match.chat_format} chat"
-    return f"{match.vocab_size:,} ids, {fit}; begins with {match.bos_id}, stops at {stops}; {chat}"
+    begins = "no begin id" if outline.bos_id is None else f"begins with {outline.bos_id}"
+    stops = f"stops at {', '.join(map(str, match.stop_ids)) or 'nothing'}"
+    return f"{outline.vocab_size:,} ids, {fit}; {begins}, {stops}; {_CHATS[outline.chat]}"
 
 
 def _special_rows(rows: SpecialRows, special: dict[str, int]) -> str:

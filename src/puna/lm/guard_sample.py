@@ -46,7 +46,7 @@ def text_rows(tokenizer: Tokenizer, max_tokens: int, vocab_size: int) -> list[li
     """
     rows = [tokenizer.encode(text, bos=True) for text in _TEXTS]
     with contextlib.suppress(PunaError):  # a tokenizer without a chat format
-        rows.append(tokenizer.encode_chat([dict(message) for message in _CHAT])[0])
+        rows.append(tokenizer.encode_chat(_CHAT))
     kept = [[id_ for id_ in row if id_ < vocab_size] for row in rows]
     return [row[: min(max_tokens, ROW_TOKENS)] for row in kept]
 

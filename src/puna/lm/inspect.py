@@ -311,7 +311,7 @@ def _look_at_tokens(
         except PunaError as error:  # the model itself may still be sound
             problems.append(f"the tokenizer cannot be read: {error.message}")
         else:
-            special |= set(match.special.values())
+            special |= set(match.outline.special.values())
             problems += match.problems
     else:
         notes.append("there is no tokenizer beside the weights")

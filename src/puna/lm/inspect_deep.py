@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from puna.lm.guard import check_fp16
 from puna.lm.inspect_tokenizer import TokenizerMatch
 from puna.model.formats.checkpoint import Checkpoint
+from puna.model.formats.probe import probe_layout
 from puna.tokens.tokenizer import load_tokenizer
 
 
@@ -18,13 +20,19 @@ def look_deep(checkpoint: Checkpoint, match: TokenizerMatch | None) -> dict[str,
         match: Its tokenizer, for the sample of the activation probe; None when it has none.
 
     Returns:
-        JSON values: ``finite`` (no NaN, no infinity), ``fp16`` (the guard's report) and
-        ``problems`` (one sentence each).
+        JSON values: ``finite`` (no NaN, no infinity), ``fp16`` (the guard's report), ``layout``
+        (what the probe of the layout found) and ``problems`` (one sentence each).
 
     Raises:
         PunaError: A file is damaged where a tensor lies.
     """
-    tokenizer = None if match is None else load_tokenizer(match.path)
+    tokenizer = None if match is None else load_tokenizer(match.outline.file)
     report = check_fp16(checkpoint, tokenizer=tokenizer)
+    layout = probe_layout(checkpoint)
     wrong = [one.describe() for one in report.weights if one.problem == "not finite"]
-    return {"finite": not wrong, "fp16": report.to_json(), "problems": wrong}
+    return {
+        "finite": not wrong,
+        "fp16": report.to_json(),
+        "layout": [asdict(one) for one in layout],
+        "problems": [*wrong, *(one.message for one in layout if one.verdict == "wrong")],
+    }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from puna.model.formats.checkpoint import SpecialIds
-from puna.tokens.special import EOT, START_HEADER
-from puna.tokens.tokenizer import Tokenizer, load_tokenizer
+from puna.tokens.outline import Outline, outline_tokenizer
 
 _FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -19,41 +18,33 @@ class TokenizerMatch:
     """A tokenizer, held against the rows of the embedding.
 
     Attributes:
-        path: Where it was found.
-        vocab_size: Its ids, special ones included.
+        outline: Its size, special tokens and chat format.
         rows: Rows of the embedding.
-        bos_id: Begins a text.
         stop_ids: End a generation: those of the tokenizer and those that the model's files name.
-        special: Text -> id of the special tokens.
-        chat_format: Its conversations' format, or None.
         problems: What does not fit, one sentence each.
     """
 
-    path: Path
-    vocab_size: int
+    outline: Outline
     rows: int
-    bos_id: int
     stop_ids: tuple[int, ...]
-    special: dict[str, int]
-    chat_format: str | None
     problems: tuple[str, ...]
 
     @property
     def unused_rows(self) -> int:
         """Rows of the embedding that no token refers to."""
-        return max(self.rows - self.vocab_size, 0)
+        return max(self.rows - self.outline.vocab_size, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the match as JSON values."""
         return {
-            "path": str(self.path),
-            "vocab_size": self.vocab_size,
+            "path": str(self.outline.file),
+            "vocab_size": self.outline.vocab_size,
             "embedding_rows": self.rows,
             "unused_rows": self.unused_rows,
-            "bos_id": self.bos_id,
+            "bos_id": self.outline.bos_id,
             "stop_ids": list(self.stop_ids),
-            "special_tokens": len(self.special),
-            "chat_format": self.chat_format,
+            "special_tokens": len(self.outline.special),
+            "chat_format": self.outline.chat,
             "fits": not self.problems,
             "problems": list(self.problems),
         }
@@ -65,7 +56,7 @@ def has_tokenizer(path: Path) -> bool:
 
 
 def match_tokenizer(path: Path, rows: int, model_ids: SpecialIds) -> TokenizerMatch:
-    """Load the tokenizer of a checkpoint and hold it against the model.
+    """Hold the tokenizer of a checkpoint against the model, without building it.
 
     Args:
         path: The checkpoint.
@@ -75,43 +66,36 @@ def match_tokenizer(path: Path, rows: int, model_ids: SpecialIds) -> TokenizerMa
     Raises:
         PunaError: The tokenizer is damaged.
     """
-    tokenizer = load_tokenizer(path)
-    stop_ids = sorted({*tokenizer.stop_ids, *model_ids.eos_ids})
-    return TokenizerMatch(
-        path, tokenizer.vocab_size, rows, tokenizer.bos_id, tuple(stop_ids),
-        dict(tokenizer.special_ids), _chat_format(tokenizer),
-        tuple(_problems(tokenizer, rows, model_ids)),
-    )  # fmt: skip
+    outline = outline_tokenizer(path)
+    stop_ids = tuple(sorted({*outline.stop_ids, *model_ids.eos_ids}))
+    problems = tuple(_problems(outline, rows, model_ids))
+    return TokenizerMatch(outline, rows, stop_ids, problems)
 
 
-def _problems(tokenizer: Tokenizer, rows: int, model_ids: SpecialIds) -> Iterable[str]:
-    if tokenizer.vocab_size > rows:
-        lost = [f"{text} = {id_}" for text, id_ in tokenizer.special_ids.items() if id_ >= rows]
+def _problems(outline: Outline, rows: int, model_ids: SpecialIds) -> Iterator[str]:
+    if outline.vocab_size > rows:
+        lost = [f"{text} = {id_}" for text, id_ in outline.special.items() if id_ >= rows]
         first = f", among them {lost[0]}" if lost else ""
         yield (
-            f"the tokenizer has {tokenizer.vocab_size:,} ids, the embedding {rows:,} rows: "
-            f"{tokenizer.vocab_size - rows:,} ids have none{first}"
+            f"the tokenizer has {outline.vocab_size:,} ids, the embedding {rows:,} rows: "
+            f"{outline.vocab_size - rows:,} ids have none{first}"
         )
     named = [("bos", model_ids.bos_id), ("pad", model_ids.pad_id)]
     named += [("eos", eos_id) for eos_id in model_ids.eos_ids]
     for role, id_ in named:
         if id_ is not None and id_ >= rows:
             yield f"the model's files name {role} = {id_}, outside the {rows:,} rows"
-    if model_ids.bos_id not in (None, tokenizer.bos_id):
-        yield f"the model's files begin with id {model_ids.bos_id}, the tokenizer with " + str(
-            tokenizer.bos_id
-        )
-    if model_ids.eos_ids and not set(model_ids.eos_ids) & tokenizer.stop_ids:
+    if None not in (model_ids.bos_id, outline.bos_id) and model_ids.bos_id != outline.bos_id:
         yield (
-            f"the model's files end with {', '.join(map(str, model_ids.eos_ids))}, the tokenizer "
-            f"with {', '.join(map(str, sorted(tokenizer.stop_ids)))}"
+            f"texts begin with id {model_ids.bos_id} in the model's files, with {outline.bos_id} "
+            "in the tokenizer's"
+        )
+    if model_ids.eos_ids and outline.stop_ids and not outline.stop_ids & set(model_ids.eos_ids):
+        yield (
+            f"texts end with id {_join(model_ids.eos_ids)} in the model's files, with "
+            f"{_join(sorted(outline.stop_ids))} in the tokenizer's"
         )
 
 
-def _chat_format(tokenizer: Tokenizer) -> str | None:
-    special = tokenizer.special_ids
-    if START_HEADER in special and EOT in special:
-        return "llama3"
-    if "<|im_start|>" in special and "<|im_end|>" in special:
-        return "chatml"
-    return None
+def _join(ids: Iterable[int]) -> str:
+    return ", ".join(map(str, ids))

@@ -30,7 +30,11 @@ from puna.tokens.special import (
 _ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 _VOCAB = re.compile(r'"vocab"\s*:\s*(?=[\[{])')  # a token "vocab" has a number behind it
 _GGUF = "tokenizer.ggml."
-_GGUF_ROLES = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "eot_token": "eot_token_id"}
+_GGUF_ROLES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "eot_token": "eot_token_id",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def outline_tokenizer(path: Path) -> Outline:
     Raises:
         PunaError: There is none, or it is damaged.
     """
-    file = folder._find(path)
+    file = folder.find_file(path)
     if file.suffix == ".gguf":
         return _of_gguf(file)
     if file.suffix == ".json":
@@ -85,7 +89,7 @@ def _of_json(file: Path) -> Outline:
         names = {one["content"]: int(one["id"]) for one in added}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PunaError(f"{file} is damaged: {error}", f"copy {file.name} again") from error
-    return _finish(file, max([last, *ids]) + 1, special, names, folder._read_config(file))
+    return _finish(file, max([last, *ids]) + 1, special, names, folder.read_config(file))
 
 
 def _value(text: str, key: re.Pattern[str]) -> Any:
@@ -98,17 +102,15 @@ def _value(text: str, key: re.Pattern[str]) -> Any:
 
 def _of_ranks(file: Path) -> Outline:
     n_ranks = len(read_ranks(file))
-    params = folder._read_object(file.with_name(folder.PARAMS_FILE))
-    names = special_names(
-        special_count(file, n_ranks, params), version_of(file, n_ranks, params)
-    )
+    params = folder.read_object(file.with_name(folder.PARAMS_FILE))
+    names = special_names(special_count(file, n_ranks, params), version_of(file, n_ranks, params))
     special = {name: n_ranks + at for at, name in enumerate(names)}
     return _finish(file, n_ranks + len(names), special, special, {})
 
 
 def _of_sentencepiece(file: Path) -> Outline:
     model = parse(file.read_bytes(), str(file))
-    config = {**model.special, **folder._read_config(file)}
+    config = {**model.special, **folder.read_config(file)}
     ids = {piece.text: at for at, piece in enumerate(model.pieces)}
     special = {
         piece.text: at
@@ -147,7 +149,7 @@ def _finish(
 ) -> Outline:  # fmt: skip
     roles = find_roles(names, config)
     ends = {roles["eos"], roles["eot"], names.get(EOM)} | set(
-        folder._stop_ids(file.with_name(folder.GENERATION_FILE))
+        folder.further_stop_ids(file.with_name(folder.GENERATION_FILE))
     )
     template = config.get("chat_template")
     return Outline(
@@ -162,6 +164,6 @@ def _chat(special: Mapping[str, int], template: str, is_sentencepiece: bool) -> 
         not template or START_HEADER in template
     ):
         return "llama3"
-    if "<<SYS>>" in template and "[INST]" in template or (is_sentencepiece and not template):
+    if ("<<SYS>>" in template and "[INST]" in template) or (is_sentencepiece and not template):
         return "llama2"
     return "template" if template else None

@@ -46,7 +46,7 @@ def open_tokenizer(path: Path, version: Version | None) -> Tokenizer:
     Raises:
         PunaError: There is none, or it is damaged or of an unknown kind.
     """
-    file = _find(path)
+    file = find_file(path)
     if file.suffix == ".gguf":
         from puna.core.gguf import read_gguf
         from puna.tokens.formats.gguf import tokenizer_of
@@ -64,7 +64,12 @@ def open_tokenizer(path: Path, version: Version | None) -> Tokenizer:
     return _read_ranks(file, version)
 
 
-def _find(path: Path) -> Path:
+def find_file(path: Path) -> Path:
+    """Return the file that holds the tokenizer of a path.
+
+    Raises:
+        PunaError: There is none.
+    """
     if not path.is_dir():
         if path.is_file():
             return path
@@ -90,14 +95,14 @@ def _read_ranks(file: Path, version: Version | None) -> Tokenizer:
     from puna.tokens.tokenizer import Tokenizer
 
     ranks = read_ranks(file)
-    params = _read_object(file.with_name(PARAMS_FILE))
+    params = read_object(file.with_name(PARAMS_FILE))
     names = special_names(
         special_count(file, len(ranks), params), version or version_of(file, len(ranks), params)
     )
     engine = llama3_engine(in_alphabet(ranks), names)
     return Tokenizer(
         engine, tokenizer_config(names), str(file),
-        stop_ids=_stop_ids(file.with_name(GENERATION_FILE)),
+        stop_ids=further_stop_ids(file.with_name(GENERATION_FILE)),
     )  # fmt: skip
 
 
@@ -107,24 +112,24 @@ def _read_sentencepiece(file: Path) -> Tokenizer:
     data = file.read_bytes()
     model = parse(data, str(file))
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
-    config |= model.special | _read_config(file)
+    config |= model.special | read_config(file)
     config.setdefault("clean_up_tokenization_spaces", False)
     return Tokenizer(
         llama2_engine(model, str(file)), config, str(file),
-        stop_ids=_stop_ids(file.with_name(GENERATION_FILE)), sentencepiece=data,
+        stop_ids=further_stop_ids(file.with_name(GENERATION_FILE)), sentencepiece=data,
     )  # fmt: skip
 
 
 def _read_json(file: Path) -> Tokenizer:
     from puna.tokens.tokenizer import Tokenizer
 
-    config = _read_config(file)
+    config = read_config(file)
     try:
         definition = file.read_text(encoding="utf-8")
     except ValueError as error:
         raise PunaError(f"the tokenizer in {file.parent} is damaged: {file.name}: {error}",
                         f"copy {file.name} again") from error  # fmt: skip
-    stop_ids = _stop_ids(file.with_name(GENERATION_FILE))
+    stop_ids = further_stop_ids(file.with_name(GENERATION_FILE))
     tokenizer = Tokenizer(definition, config, str(file), stop_ids=stop_ids)
     original = file.with_name(MODEL_FILE)
     if file.name == JSON_FILE and original.is_file():
@@ -134,11 +139,11 @@ def _read_json(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """Read what lies beside a tokenizer's file: its configuration, special tokens and template."""
     config = {
-        **_read_object(file.with_name(SPECIAL_FILE)),
-        **_read_object(file.with_name(CONFIG_FILE)),
+        **read_object(file.with_name(SPECIAL_FILE)),
+        **read_object(file.with_name(CONFIG_FILE)),
     }
     template = file.with_name(TEMPLATE_FILE)
     if template.is_file():
@@ -150,7 +155,12 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object that lies beside a tokenizer; empty when it is not there.
+
+    Raises:
+        PunaError: The file is damaged.
+    """
     if not file.is_file():
         return {}
     try:
@@ -164,8 +174,9 @@ def _read_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def _stop_ids(file: Path) -> list[int]:
-    ids = _read_object(file).get("eos_token_id")
+def further_stop_ids(file: Path) -> list[int]:
+    """Return the ids that end a generation by a ``generation_config.json``."""
+    ids = read_object(file).get("eos_token_id")
     return [id_ for id_ in (ids if isinstance(ids, list) else [ids]) if isinstance(id_, int)]
 
 
