@@ -147,7 +147,7 @@ def test_list_shows_every_preset_in_full():
 
 
 def test_compare_names_an_unknown_model(tmp_path):
-    for name, message in [("llama2-7", "did you mean"), (str(tmp_path), "config.json does not")]:
+    for name, message in [("llama2-7", "did you mean"), (str(tmp_path), "holds no model")]:
         result = CliRunner().invoke(model_command, ["compare", name, "demo"])
         assert isinstance(result.exception, PunaError)
         assert message in str(result.exception)
