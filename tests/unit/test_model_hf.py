@@ -1,6 +1,8 @@
 """Hugging Face folders: lossless, read by transformers, and strict about everything wrong."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from puna.core.errors import PunaError
 from puna.core.fsio import hash_file
-from puna.model.config import LlamaConfig, RopeScaling
+from puna.model.config import LinearScaling, LlamaConfig, RopeScaling
 from puna.model.formats.hf import HFCheckpoint, hf_name, save_hf
 from puna.model.formats.hf_config import config_from_hf, config_to_hf, read_hf_config
 from puna.model.formats.load import load_model
@@ -18,6 +20,20 @@ CONFIG = LlamaConfig(
     vocab_size=40, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=24, max_seq_len=64,
     rope_scaling=RopeScaling(factor=4.0, original_max_seq_len=16),
 )  # fmt: skip
+FAMILY = {
+    "2": CONFIG.model_copy(
+        update={"n_kv_heads": 4, "rope_scaling": None, "rope_theta": 10_000.0}
+    ),
+    "2-linear": CONFIG.model_copy(
+        update={"n_kv_heads": 4, "rope_scaling": LinearScaling(factor=2.5), "rope_theta": 10_000.0}
+    ),
+    "3": CONFIG.model_copy(update={"rope_scaling": None}),
+    "3.1": CONFIG,
+    "3.2": CONFIG.model_copy(
+        update={"rope_scaling": RopeScaling(factor=32.0, original_max_seq_len=8),
+                "tie_embeddings": True}
+    ),
+}  # fmt: skip
 TIED = CONFIG.model_copy(update={"tie_embeddings": True, "rope_scaling": None})
 
 
@@ -94,6 +110,22 @@ def test_transformers_loads_our_folder_with_equal_logits(model, tmp_path):
     tokens_BT = torch.arange(36).reshape(1, -1)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens_BT), peer(tokens_BT).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", FAMILY.values(), ids=FAMILY.keys())
+def test_transformers_agrees_on_every_family_in_several_files(config, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = Llama(config)
+    save_hf(tmp_path, config, model.state_dict(), max_shard_bytes=4000, bos_id=1, eos_ids=[2])
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    peer, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens_BT = torch.arange(36).reshape(1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_model(tmp_path)(tokens_BT), peer(tokens_BT).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_we_load_a_folder_of_transformers(tmp_path):
@@ -183,6 +215,160 @@ def test_a_tied_file_may_repeat_the_head_only_as_it_is(tmp_path):
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": head + 1}))
     with pytest.raises(PunaError, match=r"lm_head\.weight differs from model\.embed_tokens"):
         load_model(tmp_path)
+
+
+def test_shards_fill_up_to_the_limit_in_the_order_of_the_model(model, tmp_path):
+    state = model.state_dict()
+    save_hf(tmp_path, model.config, state.items(), max_shard_bytes=5000, dtype=torch.float16)
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    assert [file.name for file in files] == [
+        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+    ]
+    tensors = [load_file(file) for file in files]
+    sizes = [sum(t.nbytes for t in one.values()) for one in tensors]
+    assert max(sizes) <= 5000
+    for size, following in zip(sizes, tensors[1:], strict=False):
+        first = next(hf_name(name) for name in state if hf_name(name) in following)
+        assert size + following[first].nbytes > 5000
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
+    for file, one in zip(files, tensors, strict=True):
+        assert {k for k, v in index["weight_map"].items() if v == file.name} == set(one)
+    names = [name for one in tensors for name in one]
+    assert len(names) == len(set(names)) == len(state)
+    wide = {name: tensor.half() for name, tensor in state.items()}
+    found = dict(HFCheckpoint(tmp_path).tensors())
+    assert all(torch.equal(found[name], wide[name]) for name in state)
+    with pytest.raises(PunaError, match="holds another checkpoint"):
+        save_hf(tmp_path, model.config, state, max_shard_bytes=3000)
+    whole = tmp_path / "whole"
+    save_hf(whole, model.config, state, max_shard_bytes=10**9)
+    assert (whole / "model.safetensors").is_file()
+    with pytest.raises(PunaError, match="holds another checkpoint"):
+        save_hf(whole, model.config, state, max_shard_bytes=5000)
+
+
+def test_our_file_is_the_one_of_the_safetensors_library(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert hash_file(folder / "model.safetensors") == hash_file(tmp_path / "theirs")
+
+
+def test_streams_are_checked_as_they_come(tmp_path):
+    state = Llama(CONFIG).state_dict()
+    pairs = list(state.items())
+    for wrong in (pairs[:-1], [*pairs, pairs[0]], [("extra", torch.ones(1)), *pairs]):
+        with pytest.raises(ValueError, match="do not fit the configuration"):
+            save_hf(tmp_path, CONFIG, iter(wrong))
+        assert not (tmp_path / "config.json").exists()
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_opening_imports_no_torch_and_reads_no_weight(folder):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from puna.model.formats.checkpoint import open_checkpoint\n"
+        f"checkpoint = open_checkpoint(Path({str(folder)!r}))\n"
+        "assert len(checkpoint.stored) == 21 and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_table_says_where_everything_is(folder):
+    stored = HFCheckpoint(folder).stored
+    one = stored["layers.1.attention.wk.weight"]
+    assert one.stored_name == "model.layers.1.self_attn.k_proj.weight"
+    assert (one.shape, one.dtype, one.n_bytes) == ((8, 16), "float32", 512)
+    assert one.files == (folder / "model.safetensors",)
+    assert list(stored) == list(Llama(CONFIG).state_dict())
+
+
+def test_special_ids_come_from_both_files(folder):
+    values = {"eos_token_id": [2, 3], "bos_token_id": 1, "pad_token_id": None}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    edit_config(folder, eos_token_id=7, bos_token_id=5, pad_token_id=-1)
+    ids = HFCheckpoint(folder).special_ids
+    assert (ids.bos_id, ids.eos_ids, ids.pad_id) == (1, (2, 3, 7), None)
+    edit_config(folder, eos_token_id="</s>")
+    with pytest.raises(PunaError, match="eos_token_id = '</s>' is no token id"):
+        HFCheckpoint(folder)
+
+
+def test_values_that_are_not_finite_are_refused(folder):
+    def spoil(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = float("nan")
+
+    rewrite(folder, spoil)
+    with pytest.raises(PunaError, match=r"up_proj\.weight holds 1 values .* nan at \[2, 3\]"):
+        load_model(folder)
+    large = {name: torch.full_like(t, 3e38) for name, t in Llama(CONFIG).state_dict().items()}
+    save_hf(folder, CONFIG, large)  # finite, though their sum is not
+    load_model(folder)
+
+
+def test_lost_grouped_query_attention_is_called_by_its_name(folder):
+    edit_config(folder, num_key_value_heads=1)
+    with pytest.raises(PunaError, match=r"k_proj\.weight .* \(2 key/value heads instead of 1\)"):
+        load_model(folder)
+    save_hf(folder, FAMILY["2"], Llama(FAMILY["2"]).state_dict())
+    edit_config(folder, num_key_value_heads=2)
+    with pytest.raises(PunaError, match="grouped-query attention was lost"):
+        load_model(folder)
+
+
+def test_pickled_weights_are_not_opened(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    with pytest.raises(PunaError, match="pickles, which can run code"):
+        load_model(folder)
+
+
+def header_of(path, change):
+    """Give a file another header."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = change(json.loads(content[8 : 8 + size]))
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + size :])
+
+
+def entry(**changes):
+    """Change the entry of one tensor."""
+    return lambda h: {**h, "model.norm.weight": {**h["model.norm.weight"], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (entry(shape=[17]), r"model\.norm\.weight of shape \[17\] cannot have 64 bytes"),
+        (entry(shape=[-16]), "lacks dtype, shape"),
+        (entry(shape="16"), "lacks dtype, shape"),
+        (entry(dtype=3), "lacks dtype, shape"),
+        (entry(data_offsets=[0, 64]), "do not follow"),
+        (entry(data_offsets=[64, 0]), "cannot have -64 bytes"),
+        (entry(data_offsets=[0]), "lacks dtype, shape"),
+        (lambda h: {**h, "model.norm.weight": 3}, "is no table"),
+        (lambda h: {k: v for k, v in h.items() if k != "model.norm.weight"}, "should end|follow"),
+        (lambda h: [h], "no table of tensors"),
+        (lambda h: b"[" * 200_000, "no valid JSON"),
+        (lambda h: b'{"a": {}, "a": {}}', "there twice"),
+        (lambda h: b"\xff\xfe", "no valid JSON"),
+        (lambda h: b"", "no valid JSON"),
+    ],
+)
+def test_hostile_headers_are_one_clear_error(folder, change, message):
+    header_of(folder / "model.safetensors", change)
+    with pytest.raises(PunaError, match=rf"model\.safetensors is damaged: .*({message})"):
+        load_model(folder)
+
+
+def test_a_huge_header_is_refused_before_it_is_read(folder):
+    path = folder / "model.safetensors"
+    with path.open("wb") as file:
+        file.write((10**9).to_bytes(8, "little"))
+        file.truncate(2 * 10**9)  # sparse
+    with pytest.raises(PunaError, match="a header of 1000000000 bytes, more than the format"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "header"])
