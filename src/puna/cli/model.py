@@ -25,7 +25,7 @@ model.add_command(convert)
 @_DTYPE
 def list_presets(as_json: bool, dtype: str) -> None:
     """List the presets with their size; a recipe names one as `preset`."""
-    from puna.cli.model_tables import new_console, presets_table
+    from puna.cli.model_tables import print_presets
     from puna.core.stage import load_plugins
     from puna.model.accounting import account
     from puna.model.config import PRESETS
@@ -37,9 +37,7 @@ def list_presets(as_json: bool, dtype: str) -> None:
     if as_json:
         click.echo(json.dumps({name: cost.to_json(dtype) for name, cost in rows}, indent=2))
         return
-    console = new_console()
-    console.print(presets_table(rows, dtype))
-    console.print(f"weights and KV cache in {dtype}; more about one: puna model inspect NAME")
+    print_presets(rows, dtype)
 
 
 @model.command("inspect")

@@ -25,9 +25,10 @@ _CHATS = {
 def print_inspection(found: Inspection) -> None:
     """Print what a model is, its parts, the bytes to run it, and what is unusual or wrong."""
     from rich.padding import Padding
+    from rich.text import Text
 
     console = new_console()
-    console.print(f"[bold]{found.name}[/bold]: {found.family.describe()}", markup=True)
+    console.print(Text(f"{found.name}: {found.family.describe()}", "bold"))
     console.print(Padding(_facts(found), (0, 0, 0, 2)))
     console.print(_parts(found))
     if found.stored is not None and len(found.stored.dtypes) > 1:

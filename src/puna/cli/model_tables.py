@@ -14,25 +14,26 @@ if TYPE_CHECKING:
     from puna.model.accounting import Accounting, Comparison, PartDelta
 
 PLAIN_WIDTH = 100
-_WIDE_PARAMS = 10**11  # from here on the columns need the space between them
 
 
-def presets_table(rows: list[tuple[str, Accounting]], dtype: str) -> Table:
-    """Return one line per preset: name and cost."""
+def print_presets(presets: list[tuple[str, Accounting]], dtype: str) -> None:
+    """Print one line per preset: name and cost."""
     from puna.core.units import format_bytes
 
-    table = new_table(
-        None, "preset", "parameters", "weights", "layers", "dim", "heads/kv", "ffn", "vocab",
-        "context", "KV/token", tight=True,
-    )  # fmt: skip
-    for name, cost in rows:
-        c = cost.config
-        table.add_row(
+    columns = ["preset", "parameters", "weights", "layers", "dim", "heads/kv", "ffn", "vocab",
+               "context", "KV/token"]  # fmt: skip
+    rows = [
+        [
             name, f"{cost.n_params:,}", format_bytes(cost.n_bytes(dtype)), str(c.n_layers),
             str(c.dim), f"{c.n_heads}/{c.n_kv_heads}", str(c.ffn_dim), str(c.vocab_size),
             str(c.max_seq_len), format_bytes(cost.kv_bytes_per_token(dtype)),
-        )  # fmt: skip
-    return table
+        ]
+        for name, cost in presets
+        for c in (cost.config,)
+    ]  # fmt: skip
+    console = new_console()
+    console.print(_fitted(None, columns, rows, ("ffn", "dim", "layers"), console.width))
+    console.print(f"weights and KV cache in {dtype}; more about one: puna model inspect NAME")
 
 
 def print_comparison(
@@ -51,22 +52,47 @@ def print_comparison(
     from puna.model.accounting import FLOPS_CONVENTION
 
     console = new_console()
-    console.print(_parts_table(comparison, a, b))
+    console.print(_parts_table(comparison, a, b, console.width))
     console.print(_costs_table(comparison, a, b, stored, seq_len))
     console.print("MiB = 2^20 bytes, MB = 10^6 bytes; KV: key/value cache of one sequence")
-    console.print(f"FLOPs: {FLOPS_CONVENTION}")
+    at = "the full context" if seq_len is None else f"{seq_len:,} tokens"
+    console.print(f"FLOPs at {at}: {FLOPS_CONVENTION}")
 
 
-def _parts_table(comparison: Comparison, a: str, b: str) -> Table:
-    wide = max(comparison.a.n_params, comparison.b.n_params) >= _WIDE_PARAMS
-    table = new_table(
-        f"Parameters, and difference in bytes ({comparison.dtype})", "part", _short(a), _short(b),
-        "+/- params", "+/- bytes", "+/- MiB", "+/- MB", tight=wide,
-    )  # fmt: skip
-    for line in comparison.lines:
-        table.add_row(*_cells(line))
-    table.add_section()
-    table.add_row(*_cells(comparison.total), style="bold")
+def _parts_table(comparison: Comparison, a: str, b: str, width: int) -> Table:
+    columns = ["part", _short(a), _short(b), "+/- params", "+/- bytes", "+/- MiB", "+/- MB"]
+    rows = [_cells(line) for line in (*comparison.lines, comparison.total)]
+    title = f"Parameters, and difference in bytes ({comparison.dtype})"
+    less = ("+/- params", "+/- MB", "+/- bytes")
+    return _fitted(title, columns, rows, less, width, sums=True)
+
+
+def _fitted(
+    title: str | None, columns: list[str], rows: list[list[str]], less: tuple[str, ...],
+    width: int, sums: bool = False,
+) -> Table:  # fmt: skip
+    """Return a table no wider than the console: rather a column less than a number cut short.
+
+    Args:
+        title: Above it.
+        columns: Their names.
+        rows: Their cells.
+        less: What to leave out, the first first.
+        width: Of the console.
+        sums: The last row is a total.
+    """
+    sizes = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    kept = list(range(len(columns)))
+    for name in less:
+        if sum(sizes[at] + 1 for at in kept) + 1 > width:
+            kept.remove(columns.index(name))
+    tight = sum(sizes[at] + 2 for at in kept) + 1 > width
+    table = new_table(title, *(columns[at] for at in kept), tight=tight)
+    for number, row in enumerate(rows, 1):
+        last = sums and number == len(rows)
+        if last:
+            table.add_section()
+        table.add_row(*(row[at] for at in kept), style="bold" if last else "")
     return table
 
 
@@ -97,7 +123,9 @@ def _costs_table(
 
     def row(label: str, number: Any, show: Any) -> None:
         left, right = number(comparison.a), number(comparison.b)
-        table.add_row(label, show(left), show(right), f"{right / left:.3g}x")
+        ratio = right / left
+        shown = f"{ratio:,.0f}x" if ratio >= 1000 else f"{ratio:.3g}x"
+        table.add_row(label, show(left), show(right), shown)
 
     def flops(cost: Accounting, training: bool) -> int:
         return cost.flops_per_token(seq_len, training=training)
@@ -105,14 +133,14 @@ def _costs_table(
     row("parameters", lambda cost: cost.n_params, lambda n: f"{n:,}")
     row(f"weights, {dtype}", lambda cost: cost.n_bytes(dtype), lambda n: f"{n / GIB:,.3f} GiB")
     if any(stored):
-        table.add_row("weights, as stored", *(_stored(one) for one in stored), "")
+        table.add_row("weights, as stored", *(_stored_bytes(one) for one in stored), "")
+        table.add_row("stored as", *(_stored_dtypes(one) for one in stored), "")
     row("KV per token", lambda cost: cost.kv_bytes_per_token(dtype), lambda n: f"{n:,} B")
     row(
         "KV, full context", lambda cost: cost.kv_bytes(dtype=dtype), lambda n: f"{n / MIB:,.1f} MiB"
     )
-    at = "full context" if seq_len is None else f"{seq_len} tokens"
-    row(f"forward FLOPs/token, {at}", lambda cost: flops(cost, False), format_count)
-    row(f"training FLOPs/token, {at}", lambda cost: flops(cost, True), format_count)
+    row("forward FLOPs/token", lambda cost: flops(cost, False), format_count)
+    row("training FLOPs/token", lambda cost: flops(cost, True), format_count)
     return table
 
 
@@ -123,12 +151,17 @@ def _value(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _stored(stored: Stored | None) -> str:
+def _stored_bytes(stored: Stored | None) -> str:
     from puna.core.units import GIB
 
+    return "-" if stored is None else f"{stored.n_bytes / GIB:,.3f} GiB"
+
+
+def _stored_dtypes(stored: Stored | None) -> str:
     if stored is None:
         return "-"
-    return f"{stored.dtypes[0].dtype} {stored.n_bytes / GIB:,.3f} GiB"
+    more = len(stored.dtypes) - 1
+    return stored.dtypes[0].dtype + (f" and {more} more" if more else "")
 
 
 def _short(name: str) -> str:
@@ -139,14 +172,15 @@ def new_table(title: str | None, first: str, *columns: str, tight: bool = False)
     """Return an empty table; every column but the first is for numbers."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text  # names are no markup
 
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
         collapse_padding=True, pad_edge=False, padding=(0, 0 if tight else 1),
     )  # fmt: skip
-    table.add_column(first, no_wrap=True)
+    table.add_column(Text(first), no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     return table
 
 
