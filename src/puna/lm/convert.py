@@ -123,8 +123,9 @@ def convert(
         on_tensor: Told the name and the stored bytes of each tensor that was written.
 
     Raises:
-        PunaError: The source is damaged, its layout is wrong, the target is in use or too small a
-            disk, the format cannot hold the model or the type, or float16 cannot.
+        PunaError: The source is damaged, its layout is wrong, its tokenizer is another model's, the
+            target is in use or on too small a disk, the format cannot hold the model or the type,
+            or float16 cannot.
     """
     start_s = time.monotonic()
     checkpoint = open_checkpoint(source, rope_factor=options.rope_factor)
@@ -138,6 +139,12 @@ def convert(
     tokenizer = find_tokenizer(checkpoint.path)
     if tokenizer is None:
         notes.append(f"there is no tokenizer beside {checkpoint.path}: none was written")
+    elif tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise PunaError(
+            f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} ids, the model's "
+            f"vocabulary only {checkpoint.config.vocab_size}",
+            "put the tokenizer that the model was trained with beside the weights, or none",
+        )
     guard = _guard(checkpoint, tokenizer, dtypes, dtype, options, notes)
     if options.probe:
         from puna.model.formats.probe import refuse_wrong_layout
@@ -145,7 +152,7 @@ def convert(
         refuse_wrong_layout(checkpoint)
     bytes_in = sum(stored.n_bytes for stored in checkpoint.stored.values())
     on_start(bytes_in)
-    job = _Job(checkpoint, tokenizer, options, dtype, on_tensor, guard)
+    job = _Job(checkpoint, tokenizer, options, dtype, on_tensor, guard, notes)
     bytes_out = _publish(out, options, job)
     if options.to == "meta" and isinstance(checkpoint.config.rope_scaling, LinearScaling):
         notes.append("Meta's own code does not know linear RoPE scaling and would ignore it")
@@ -273,6 +280,7 @@ class _Job:
     dtype: str
     on_tensor: Callable[[str, int], None]
     guard: GuardReport | None
+    notes: list[str]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         from puna.model.formats.load import check_finite
@@ -304,7 +312,7 @@ class _Job:
         config, kind = self.checkpoint.config, getattr(torch, self.dtype)
         if self.options.to == "meta":
             if self.tokenizer is not None:
-                self.tokenizer.save_meta(folder)
+                self._save_meta_tokenizer(self.tokenizer, folder)
             n_shards = self.options.n_shards
             save_meta(folder, config, self.tensors(), n_shards=n_shards, dtype=kind)
         else:
@@ -319,13 +327,23 @@ class _Job:
         if self.guard is not None:
             write_json(folder / GUARD_FILE, self.guard.to_json())
 
+    def _save_meta_tokenizer(self, tokenizer: Tokenizer, folder: Path) -> None:
+        try:
+            tokenizer.save_meta(folder)
+        except PunaError as error:
+            tokenizer.save(folder)
+            self.notes.append(f"tokenizer.json instead of Meta's file: {error.message}")
+
     def write_file(self, path: Path) -> None:
         """Write a GGUF file, with the tokenizer in it."""
         from puna.model.formats.gguf import save_gguf
 
         metadata: dict[str, Any] = {}
         if self.tokenizer is not None:
-            metadata.update(self.tokenizer.gguf_metadata())
+            try:
+                metadata.update(self.tokenizer.gguf_metadata())
+            except PunaError as error:
+                self.notes.append(f"the file holds no tokenizer: {error.message}")
         save_gguf(path, self.checkpoint.config, self.tensors(), dtype=self.dtype, metadata=metadata)
 
 
