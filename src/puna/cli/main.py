@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("puna.cli.run:run", "Run a recipe from its first stage to its report."),
     "data": ("puna.cli.data:data", "Sources, filters, deduplication, split; why a document went."),
     "tokens": ("puna.cli.tokens:tokens", "Train a tokenizer, encode documents to token shards."),
-    "model": ("puna.cli.model:model", "Presets, exact accounting and comparison of models."),
+    "model": ("puna.cli.model:model", "Presets; inspect, compare and convert models."),
     "train": ("puna.cli.train:train", "Pretraining."),
     "post": ("puna.cli.post:post", "Instruction pairs and supervised fine-tuning."),
     "eval": ("puna.cli.eval:evaluate", "Bits per byte and samples."),

@@ -16,7 +16,7 @@ _DTYPE = click.option(
     "--dtype", type=click.Choice(_DTYPES), default="bfloat16", show_default=True
 )  # fmt: skip
 
-model = stage_group("model", "Presets, inspection and comparison: what a model is and costs.")
+model = stage_group("model", "Presets; inspect, compare and convert models.")
 model.add_command(convert)
 
 

@@ -19,8 +19,8 @@ MAX_ZEROED_SHARE = 0.01
 """Share of a tensor's values that may become zero."""
 _LISTED = 10
 _FIX = (
-    "keep bfloat16 or float32, which reach to 3.4e38; or force it, and the report is stored "
-    "beside the weights"
+    "keep bfloat16 or float32, which reach to 3.4e38; `puna model convert --force` writes float16 "
+    "all the same, with this finding beside the weights"
 )
 
 WeightProblem = Literal["not finite", "overflow", "underflow"]

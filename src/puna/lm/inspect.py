@@ -6,6 +6,7 @@ second for a checkpoint of any size. ``deep=True`` reads every weight as well.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from puna.model.accounting import Accounting, account, dtype_bytes
 from puna.model.config import PRESETS, LlamaConfig
 from puna.model.formats.checkpoint import Checkpoint, open_checkpoint
 from puna.model.formats.hf_config import CONFIG_FILE, read_hf_config
+from puna.model.names import parameter_shapes
 
 PRESET_DTYPE = "bfloat16"
 """Type of a preset's weights when none is asked for: Meta's."""
@@ -38,7 +40,7 @@ class Plan:
             smaller than 16 bit.
         batch: Sequences at once.
         context: Tokens of each.
-        weights: Bytes of the weights.
+        weights: Bytes of the weights; of int8, with a scale per row and norms in ``cache_dtype``.
         cache: Bytes of the KV cache when every sequence is full.
         workspace: Estimate of the activations of one step.
         available: Memory of this machine that is free now; None when unknown.
@@ -275,11 +277,20 @@ def plan_bytes(cost: Accounting, dtype: str, batch: int = 1, context: int | None
     cache_dtype = dtype if dtype_bytes(dtype) >= _16_BIT else PRESET_DTYPE
     return Plan(
         dtype, cache_dtype, batch, length,
-        cost.n_bytes(dtype),
+        _weight_bytes(cost, dtype, cache_dtype),
         batch * cost.kv_bytes(length, cache_dtype),
         cost.workspace_bytes(min(batch * length, CHUNK_TOKENS), batch, cache_dtype),
         _available_bytes(),
     )  # fmt: skip
+
+
+def _weight_bytes(cost: Accounting, dtype: str, norm_dtype: str) -> int:
+    if dtype != "int8":
+        return cost.n_bytes(dtype)
+    # As puna.lm.quant holds them: a float32 scale for every row of a matrix, norms not quantised.
+    matrices = [shape for shape in parameter_shapes(cost.config).values() if len(shape) > 1]
+    scales = sum(dtype_bytes("float32") * rows for rows, _ in matrices)
+    return sum(map(math.prod, matrices)) + scales + cost.parts.norms * dtype_bytes(norm_dtype)
 
 
 def _looks_like_a_name(name: str) -> bool:

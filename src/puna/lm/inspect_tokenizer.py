@@ -52,7 +52,14 @@ class TokenizerMatch:
 
 def has_tokenizer(path: Path) -> bool:
     """Tell whether a checkpoint has a tokenizer in or beside it."""
-    return path.is_file() or any((path / name).is_file() for name in _FILES)
+    if path.is_file():  # GGUF
+        from puna.core.gguf import read_gguf
+
+        return "tokenizer.ggml.model" in read_gguf(path, skip_arrays=True).metadata
+    places = [path / name for name in _FILES]
+    if (path / "params.json").is_file():  # Llama 2's folders share the one above them
+        places.append(path.parent / "tokenizer.model")
+    return any(place.is_file() for place in places)
 
 
 def match_tokenizer(path: Path, rows: int, model_ids: SpecialIds) -> TokenizerMatch:
