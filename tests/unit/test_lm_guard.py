@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from puna.core.errors import PunaError
 from puna.lm.guard import check_fp16, weight_range
 from puna.lm.guard_report import FP16_MAX
+from puna.model.formats.checkpoint import open_checkpoint
 from puna.model.formats.hf import save_hf
 from puna.model.llama import Llama
 from puna.model.testing import (
@@ -123,7 +125,12 @@ def test_the_probe_sees_what_the_model_computes():
     top = peaks["logits"]
     assert float(out[top.row][0, top.position, top.channel]) == pytest.approx(top.value, rel=1e-5)
     assert top.token_id == rows[top.row][top.position]
-    assert {"norm input", "layers.0.attention.scores", "layers.3.ffn_norm input"} <= set(peaks)
+    assert {
+        "norm input",
+        "norm output",
+        "layers.0.attention.scores",
+        "layers.3.ffn_norm input",
+    } <= set(peaks)
 
 
 def test_scores_are_those_of_the_definition():
@@ -172,6 +179,29 @@ def test_largest_value_and_index_hold_across_chunks():
     found = weight_range("w", tensor)
     assert (found.at, found.n_not_finite, found.problem) == ((1, 9), 1, "not finite")
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_one_block_is_in_memory_at_a_time(tmp_path):
+    model = Llama(small_config())
+    save_hf(tmp_path, model.config, dict(model.named_parameters()))
+    checkpoint = open_checkpoint(tmp_path)
+    alive: list[weakref.ref] = []
+    most = 0
+    read = checkpoint.tensors
+
+    def watched(names=None):
+        nonlocal most
+        for name, tensor in read(names):
+            copy = tensor.clone()
+            alive.append(weakref.ref(copy))
+            most = max(most, sum(one() is not None for one in alive))
+            yield name, copy
+            del copy, tensor
+
+    checkpoint.tensors = watched
+    assert check_fp16(checkpoint).is_safe
+    assert len(alive) == 4 * 9 + 3
+    assert most <= 9 + 1  # and the one that is being read
 
 
 def test_the_report_is_plain_json():

@@ -38,7 +38,7 @@ _CHUNK_VALUES = 1 << 18  # 1 MiB of float32: the passes over a chunk stay inside
 
 
 def check_fp16(
-    source: Checkpoint | Path | Llama,
+    source: Checkpoint | Path | str | Llama,
     *,
     tokenizer: Tokenizer | None = None,
     ids: Sequence[Sequence[int]] | None = None,
@@ -61,7 +61,7 @@ def check_fp16(
         ValueError: A row of ``ids`` is empty, longer than the context, or holds an id that the
             model does not have.
     """
-    if isinstance(source, Path):
+    if isinstance(source, str | Path):
         source = open_checkpoint(source)
     model = _InMemory(source) if isinstance(source, Llama) else _OnDisk(source)
     kind, rows = _sample(model, tokenizer, ids) if activations else ("none", [])
@@ -157,9 +157,10 @@ def _run(
     probe = Probe(config, rows, embedding) if rows else None
     del embedding
     for layer in range(config.n_layers):
-        tensors = checked(*(f"layers.{layer}.{name}" for name in layer_shapes(config)))
+        block = checked(*(f"layers.{layer}.{name}" for name in layer_shapes(config)))
         if probe is not None:
-            probe.run_block(layer, _block(config, layer, tensors))
+            probe.run_block(layer, _block(config, layer, block))
+        del block  # before the next one is read
     norm = checked(NORM)[NORM]
     head = None if config.tie_embeddings else checked(HEAD)[HEAD]
     if probe is not None:

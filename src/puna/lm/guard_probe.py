@@ -83,6 +83,7 @@ class Probe:
             self._row = row
             self.see("norm input", h_BTC)
             self._states[row] = norm(h_BTC)
+            self.see("norm output", self._states[row])
         for first in range(0, head.shape[0], _HEAD_ROWS):
             part = head[first : first + _HEAD_ROWS].float()
             for row, x_BTC in enumerate(self._states):
