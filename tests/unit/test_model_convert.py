@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from puna.model.config import LinearScaling, LlamaConfig, RopeScaling
 from puna.model.formats.checkpoint import open_checkpoint
 from puna.model.formats.hf import save_hf
 from puna.model.formats.layout import to_interleaved
+from puna.model.formats.load import load_model
 from puna.model.formats.meta_save import save_meta
 from puna.model.llama import Llama
 from puna.model.testing import huge_weight_llama, overflowing_llama
@@ -84,6 +86,35 @@ def test_there_and_back_is_bitwise(config, dtype, tmp_path):
     assert again.bytes_out == (tmp_path / "one" / "model.safetensors").stat().st_size
     one, first = (tmp_path / name / "model.safetensors" for name in ("one", "hf"))
     assert hash_file(one) == hash_file(first)
+
+
+class OneAtATime:
+    """A checkpoint that checks that the tensor before is gone when the next one is asked for."""
+
+    def __init__(self, checkpoint):
+        self._checkpoint = checkpoint
+        for name in ("kind", "path", "config", "stored", "special_ids", "notes"):
+            setattr(self, name, getattr(checkpoint, name))
+
+    def tensors(self, names=None):
+        alive = None
+        for name in names or self.stored:
+            assert alive is None or alive() is None, name
+            fresh = next(tensor for _, tensor in self._checkpoint.tensors([name])).clone()
+            alive = weakref.ref(fresh) if fresh.ndim == 2 else None
+            yield name, fresh
+            del fresh
+
+
+@pytest.mark.parametrize("options", [Options("hf"), Options("meta", n_shards=2)])
+def test_one_tensor_at_a_time_is_in_memory(source, tmp_path, monkeypatch, options):
+    def opened(path, **_):
+        return OneAtATime(open_checkpoint(path))
+
+    monkeypatch.setattr("puna.lm.convert.open_checkpoint", opened)
+    convert(source, tmp_path / "out", options)
+    model = load_model(OneAtATime(open_checkpoint(tmp_path / "out")), dtype=torch.bfloat16)
+    assert model.norm.weight.dtype == torch.bfloat16
 
 
 def test_rounding_is_said(source, tmp_path):

@@ -288,6 +288,7 @@ class _Job:
         for name, tensor in self.checkpoint.tensors():
             check_finite(self.checkpoint, name, tensor)
             yield name, tensor
+            del tensor  # or it would live on while the next one is made
             self.on_tensor(name, self.checkpoint.stored[name].n_bytes)
 
     @property

@@ -210,6 +210,7 @@ def _checked(
         if waiting.pop(name, None) != shape:
             raise ValueError(f"parameters do not fit the configuration: {name} of shape {shape}")
         yield name, tensor
+        del tensor  # or it would live on while the next one is made
     if waiting:
         raise ValueError(f"parameters do not fit the configuration: no {', '.join(waiting)}")
 

@@ -297,6 +297,7 @@ def _write_weights(
             writers.update(dict.fromkeys(names, writer))
         for name, tensor in tensors:
             writers[name].put(hf_name(name), tensor)
+            del tensor  # or it would live on while the next one is made
 
 
 def _index(files: Mapping[str, list[str]], n_bytes: int) -> dict[str, Any]:

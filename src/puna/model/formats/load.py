@@ -44,6 +44,7 @@ def load_model(
     for name, tensor in checkpoint.tensors():
         check_finite(checkpoint, name, tensor)
         state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+        del tensor  # or it would live on while the next one is made
     model.load_state_dict(state, strict=True, assign=True)
     return model
 

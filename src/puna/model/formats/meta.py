@@ -115,10 +115,13 @@ class MetaCheckpoint:
         """
         maps = [MappedFile(file) for file in self._shards.files]
         for name in list(self.stored if names is None else names):
-            tensor = self._whole(name, maps)
-            if name.endswith(("wq.weight", "wk.weight")):
-                tensor = to_rotate_half(tensor, self.config.head_dim)
-            yield name, tensor
+            yield name, self._ours(name, maps)
+
+    def _ours(self, name: str, maps: list[MappedFile]) -> Float[Tensor, "*shape"]:
+        tensor = self._whole(name, maps)
+        if name.endswith(("wq.weight", "wk.weight")):
+            return to_rotate_half(tensor, self.config.head_dim)
+        return tensor
 
     def _whole(self, name: str, maps: list[MappedFile]) -> Float[Tensor, "*shape"]:
         import torch

@@ -115,6 +115,7 @@ def save_meta(
             _put(writers, cuts, name, tensor)
             if name == EMBEDDING and config.tie_embeddings and not _shares_head(config, cuts):
                 _put(writers, cuts, HEAD, tensor)
+            del tensor  # or it would live on while the next one is made
         for writer in writers:
             writer.finish()
     write_json(folder / PARAMS_FILE, params_of(config))

@@ -94,11 +94,13 @@ def _probe_attention(checkpoint: Checkpoint) -> Iterator[Finding]:
     group = config.n_kv_heads  # how many neighbouring key/value heads are the same in all layers
     for layer in _layers(checkpoint):
         prefix = f"layers.{layer}.attention"
-        names = [f"{prefix}_norm.weight", f"{prefix}.wq.weight", f"{prefix}.wk.weight"]
-        gain, wq, wk = (tensor for _, tensor in checkpoint.tensors(names))
-        for which, w_RC in (("wq", wq), ("wk", wk)):
-            profiles[which].append(_row_norms(w_RC, gain, config.head_dim))
-        group = _equal_heads(wk, group, config.head_dim)
+        ((_, gain_C),) = checkpoint.tensors([f"{prefix}_norm.weight"])
+        names = {f"{prefix}.{which}.weight": which for which in profiles}
+        for name, w_RC in checkpoint.tensors(names):
+            profiles[names[name]].append(_row_norms(w_RC, gain_C, config.head_dim))
+            if names[name] == "wk":
+                group = _equal_heads(w_RC, group, config.head_dim)
+            del w_RC  # or it would live on while the next one is made
     if config.n_heads == config.n_kv_heads and group > 1:
         yield Finding(
             "heads", "note",
