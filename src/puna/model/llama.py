@@ -181,7 +181,12 @@ class Llama(nn.Module):
 
     def logits(self, hidden_BTC: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]:
         """Apply the output head; float32."""
-        return F.linear(hidden_BTC, self.output_weight).float()
+        head = self.tok_embeddings.as_head if self.output is None else self.output
+        return head(hidden_BTC).float()
+
+    def rotation_at(self, positions_BT: Int[Tensor, "*shape"]) -> Rotation:
+        """Return the rotation of positions, for whoever computes attention apart from this class."""
+        return self._rotations.at(0, positions_BT, positions_BT.device)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -231,6 +236,10 @@ class _Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Do nothing: the default initialisation would only cost time."""
+
+    def as_head(self, hidden_BTC: Tensor) -> Tensor:
+        """Return the logits of a tied model."""
+        return F.linear(hidden_BTC, self.weight)
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
