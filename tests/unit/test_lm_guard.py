@@ -167,6 +167,20 @@ def test_weights_that_vanish_are_an_underflow(dtype):
     assert coarse.problem == "underflow"
 
 
+def test_every_value_counts_as_float16_rounds_it():
+    """Around each boundary, against the conversion that torch does."""
+    edges = torch.tensor([2.0**-25, 2.0**-24, 2.0**-14 - 2.0**-25, 2.0**-14, 1.0])
+    steps = 1 + torch.arange(-3, 4) * 2.0**-23
+    values = torch.cat([torch.outer(edges, steps).flatten(), torch.zeros(5)])
+    values = torch.cat([values, -values])
+    half = values.half()
+    found = weight_range("w", values)
+    assert found.n_zeroed == int(((half == 0) & (values != 0)).sum()) > 0
+    assert found.n_subnormal == int(((half != 0) & (half.abs() < 2.0**-14)).sum()) > 0
+    error = (half.double() - values.double()).norm() / values.double().norm()
+    assert found.relative_error == pytest.approx(float(error), rel=1e-4)
+
+
 def test_largest_value_and_index_hold_across_chunks():
     tensor = torch.zeros(3, 200_000)
     tensor[2, 7] = -65_520.0

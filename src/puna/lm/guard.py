@@ -19,12 +19,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from puna.lm.guard_probe import Probe
-from puna.lm.guard_report import FP16_MAX, FP16_SMALLEST_NORMAL, GuardReport, WeightRange
+from puna.lm.guard_report import (
+    FP16_MAX,
+    FP16_ROUNDS_TO_NORMAL,
+    FP16_ROUNDS_TO_ZERO,
+    GuardReport,
+    WeightRange,
+)
 from puna.lm.guard_sample import random_rows, text_rows
 from puna.model.config import LlamaConfig
 from puna.model.formats.checkpoint import Checkpoint, open_checkpoint
@@ -34,7 +41,7 @@ from puna.model.names import EMBEDDING, HEAD, NORM, layer_shapes
 if TYPE_CHECKING:
     from puna.tokens.tokenizer import Tokenizer
 
-_CHUNK_VALUES = 1 << 18  # 1 MiB of float32: the passes over a chunk stay inside the cache
+_CHUNK_VALUES = 1 << 15  # inside the cache, and small enough for torch not to wake other threads
 
 
 def check_fp16(
@@ -82,34 +89,32 @@ def weight_range(name: str, tensor: Float[Tensor, "*shape"]) -> WeightRange:
         tensor: Any float dtype.
     """
     largest, place = 0.0, 0
-    n_bad = n_over = n_zeroed = n_subnormal = 0
+    n_bad = n_over = n_zeroed = n_small = 0
     error, norm = 0.0, 0.0
     flat = tensor.detach().reshape(-1)
     for index, chunk in enumerate(flat.split(_CHUNK_VALUES)):
-        wide = chunk.float()
-        magnitude = wide.abs()
+        wide = chunk.float().cpu()
+        magnitude = wide.abs().numpy()  # numpy compares and searches faster than torch on a CPU
         top = int(magnitude.argmax())  # a NaN counts as the largest
         value = float(wide[top])
-        if not math.isfinite(value):
-            finite = magnitude.isfinite()
-            n_bad += int((~finite).sum())
-            wide, magnitude = wide[finite], magnitude[finite]
         if math.isfinite(largest) and not abs(value) <= abs(largest):
             largest, place = value, index * _CHUNK_VALUES + top
-        half = wide.half()
+        if not math.isfinite(value):
+            magnitude = magnitude[np.isfinite(magnitude)]
+            n_bad += wide.numel() - len(magnitude)
         if not abs(value) <= FP16_MAX:
-            n_over += int((magnitude > FP16_MAX).sum())
-        small = half.abs() < FP16_SMALLEST_NORMAL
-        zeroed = (half == 0) & (magnitude > 0)
-        n_zeroed += int(zeroed.sum())
-        n_subnormal += int((small & (half != 0)).sum())
-        if not n_over:
-            error += float((half.float() - wide).square().sum())
-            norm += float(wide.square().sum())
-    relative = math.sqrt(error / norm) if norm and not n_over else 0.0
-    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), tensor.shape))
+            n_over += int(np.count_nonzero(magnitude > FP16_MAX))
+        n_small += int(np.count_nonzero(magnitude < FP16_ROUNDS_TO_NORMAL))
+        n_zeroed += int(np.count_nonzero(magnitude <= FP16_ROUNDS_TO_ZERO))
+        n_zeroed -= int(np.count_nonzero(magnitude == 0))
+        n_small -= int(np.count_nonzero(magnitude == 0))
+        if not (n_over or n_bad):
+            error += float(torch.linalg.vector_norm(wide.half().float() - wide)) ** 2
+            norm += float(torch.linalg.vector_norm(wide)) ** 2
+    relative = math.sqrt(error / norm) if norm and not (n_over or n_bad) else 0.0
+    at = tuple(int(i) for i in np.unravel_index(place, tensor.shape))
     return WeightRange(
-        name, flat.numel(), largest, at, n_bad, n_over, n_zeroed, n_subnormal, relative
+        name, flat.numel(), largest, at, n_bad, n_over, n_zeroed, n_small - n_zeroed, relative
     )
 
 

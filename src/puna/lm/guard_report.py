@@ -11,8 +11,10 @@ from puna.core.errors import PunaError
 
 FP16_MAX = 65504.0
 """Largest finite float16."""
-FP16_SMALLEST_NORMAL = 2.0**-14
-"""Below it float16 loses one bit of precision per halving."""
+FP16_ROUNDS_TO_ZERO = 2.0**-25
+"""Up to this magnitude a value becomes zero: half of the smallest float16, 2**-24."""
+FP16_ROUNDS_TO_NORMAL = 2.0**-14 - 2.0**-25
+"""Below it a value becomes subnormal (or zero): one bit of precision less per halving."""
 MAX_RELATIVE_ERROR = 2.0**-8
 """A tensor may lose this share of its norm: what storing it as bfloat16 loses at worst."""
 MAX_ZEROED_SHARE = 0.01
@@ -40,7 +42,7 @@ class WeightRange:
         n_zeroed: Values other than zero that become zero.
         n_subnormal: Values that become subnormal.
         relative_error: Norm of what conversion changes, by the norm of the tensor; 0 when values
-            overflow.
+            overflow or are not finite.
     """
 
     name: str
