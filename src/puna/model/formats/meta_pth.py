@@ -12,10 +12,10 @@ import math
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from puna.core.errors import PunaError
 from puna.model.formats.mapped import ITEM_BYTES, RELOAD
@@ -122,28 +122,30 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, Piece]:
     table = entries[f"{roots[0]}/data.pkl"]
     if table.file_size > MAX_TABLE_BYTES or table.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"its table of {table.file_size} bytes is too large, or compressed")
-    values = _Machine(path).run(archive.read(table))
+    values = _Machine(path, archive.read(table)).run()
     if not isinstance(values, dict):
         raise ValueError(f"it holds a {type(values).__name__}, not a dictionary of tensors")
-    storages = _Storages(path, entries, f"{roots[0]}/data/")
-    return {name: _piece(name, value, storages) for name, value in values.items()}
+    with path.open("rb") as file:
+        storages = _Storages(file, path.stat().st_size, entries, f"{roots[0]}/data/")
+        return {name: _piece(name, value, storages) for name, value in values.items()}
 
 
 class _Storages:
     """Where each storage lies in the file."""
 
-    def __init__(self, path: Path, entries: dict[str, zipfile.ZipInfo], prefix: str) -> None:
-        self._path, self._entries, self._prefix = path, entries, prefix
-        self._n_file_bytes = path.stat().st_size
+    def __init__(
+        self, file: BinaryIO, n_file_bytes: int, entries: dict[str, zipfile.ZipInfo], prefix: str
+    ) -> None:
+        self._file, self._n_file_bytes = file, n_file_bytes
+        self._entries, self._prefix = entries, prefix
 
     def place(self, key: str) -> tuple[int, int]:
         """Return offset and size in bytes."""
         info = self._entries[f"{self._prefix}{key}"]
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"the storage {key} is compressed")
-        with self._path.open("rb") as file:
-            file.seek(info.header_offset)
-            local = file.read(_LOCAL_BYTES)
+        self._file.seek(info.header_offset)
+        local = self._file.read(_LOCAL_BYTES)
         if len(local) < _LOCAL_BYTES or not local.startswith(_LOCAL_MAGIC):
             raise ValueError(f"the storage {key} is not where the archive says")
         n_name, n_extra = struct.unpack_from("<HH", local, 26)
@@ -205,55 +207,64 @@ _REBUILD = _Symbol("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = _Symbol("torch._utils", "_rebuild_parameter")
 _ORDERED = _Symbol("collections", "OrderedDict")
 _MARK = object()
+_STOP = ord(".")
 
 
 class _Machine:
     """Runs the instructions that build a dictionary of tensors, and refuses all others."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, data: bytes) -> None:
+        self._path, self._data, self._at = path, data, 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._do: dict[str, Callable[[Any], None]] = {
-            "PROTO": lambda _: None,
-            "FRAME": lambda _: None,
-            "MARK": lambda _: self._stack.append(_MARK),
-            "EMPTY_DICT": lambda _: self._stack.append({}),
-            "EMPTY_LIST": lambda _: self._stack.append([]),
-            "EMPTY_TUPLE": lambda _: self._stack.append(()),
-            "NONE": lambda _: self._stack.append(None),
-            "NEWTRUE": lambda _: self._stack.append(True),
-            "NEWFALSE": lambda _: self._stack.append(False),
-            "TUPLE": lambda _: self._stack.append(tuple(self._to_mark())),
-            "TUPLE1": lambda _: self._stack.append(tuple(self._take(1))),
-            "TUPLE2": lambda _: self._stack.append(tuple(self._take(2))),
-            "TUPLE3": lambda _: self._stack.append(tuple(self._take(3))),
-            "MEMOIZE": lambda _: self._memo.update({len(self._memo): self._stack[-1]}),
-            "GLOBAL": self._global,
-            "STACK_GLOBAL": lambda _: self._global(" ".join(map(str, self._take(2)))),
-            "BINPERSID": lambda _: self._stack.append(_PersistentId(self._stack.pop())),
-            "REDUCE": self._reduce,
-            "BUILD": self._build,
-            "SETITEM": lambda _: self._set_items(self._take(2)),
-            "SETITEMS": lambda _: self._set_items(self._to_mark()),
+        push = self._stack.append
+        # By the letter of the instruction; those of protocol 2, which torch writes, and the few
+        # that differ in 3 and 4.
+        instructions: dict[bytes, Callable[[], Any]] = {
+            b"\x80": lambda: self._number(1),  # PROTO
+            b"\x95": lambda: self._number(8),  # FRAME
+            b"(": lambda: push(_MARK),
+            b"}": lambda: push({}),
+            b"]": lambda: push([]),
+            b")": lambda: push(()),
+            b"N": lambda: push(None),
+            b"\x88": lambda: push(True),
+            b"\x89": lambda: push(False),
+            b"t": lambda: push(tuple(self._to_mark())),
+            b"\x85": lambda: push(tuple(self._take(1))),
+            b"\x86": lambda: push(tuple(self._take(2))),
+            b"\x87": lambda: push(tuple(self._take(3))),
+            b"K": lambda: push(self._number(1)),
+            b"M": lambda: push(self._number(2)),
+            b"J": lambda: push(self._number(4, signed=True)),
+            b"\x8a": lambda: push(self._number(self._number(1), signed=True)),  # LONG1
+            b"X": lambda: push(self._text(self._number(4))),
+            b"\x8c": lambda: push(self._text(self._number(1))),
+            b"q": lambda: self._remember(self._number(1)),
+            b"r": lambda: self._remember(self._number(4)),
+            b"\x94": lambda: self._remember(len(self._memo)),  # MEMOIZE
+            b"h": lambda: push(self._memo[self._number(1)]),
+            b"j": lambda: push(self._memo[self._number(4)]),
+            b"c": lambda: self._global(self._line(), self._line()),
+            b"\x93": lambda: self._global(*map(str, self._take(2))),  # STACK_GLOBAL
+            b"Q": lambda: push(_PersistentId(self._stack.pop())),
+            b"R": self._reduce,
+            b"b": self._build,
+            b"s": lambda: self._set_items(self._take(2)),
+            b"u": lambda: self._set_items(self._to_mark()),
         }
-        for name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
-                     "SHORT_BINUNICODE"):  # fmt: skip
-            self._do[name] = self._stack.append
-        for name in ("BINPUT", "LONG_BINPUT"):
-            self._do[name] = lambda at: self._memo.update({at: self._stack[-1]})
-        for name in ("BINGET", "LONG_BINGET"):
-            self._do[name] = lambda at: self._stack.append(self._memo[at])
+        self._do = {code[0]: action for code, action in instructions.items()}
 
-    def run(self, data: bytes) -> Any:
+    def run(self) -> Any:
         """Return what the pickle describes."""
-        for opcode, argument, _ in _instructions(data):
-            if opcode == "STOP":
-                return self._stack.pop()
-            if opcode not in self._do:
-                raise self._refusal(f"the pickle instruction {opcode}")
-            self._do[opcode](argument)
-        raise ValueError("its table ends early")
+        data, do = self._data, self._do
+        while (code := data[self._at]) != _STOP:  # past the end: an IndexError, damage
+            self._at += 1
+            action = do.get(code)
+            if action is None:
+                raise self._refusal(f"the pickle instruction {_name_of(code)}")
+            action()
+        return self._stack.pop()
 
     def _refusal(self, what: str) -> PunaError:
         return PunaError(
@@ -261,27 +272,44 @@ class _Machine:
             "do not open this file with tools that unpickle; get the weights from their publisher",
         )
 
+    def _number(self, n_bytes: int, *, signed: bool = False) -> int:
+        start, self._at = self._at, self._at + n_bytes
+        return int.from_bytes(self._data[start : self._at], "little", signed=signed)
+
+    def _text(self, n_bytes: int) -> str:
+        start, self._at = self._at, self._at + n_bytes
+        return self._data[start : self._at].decode()
+
+    def _line(self) -> str:
+        start, end = self._at, self._data.index(b"\n", self._at)
+        self._at = end + 1
+        return self._data[start:end].decode()
+
+    def _remember(self, at: int) -> None:
+        self._memo[at] = self._stack[-1]
+
     def _to_mark(self) -> list[Any]:
-        at = len(self._stack) - 1 - self._stack[::-1].index(_MARK)
-        items = self._stack[at + 1 :]
-        del self._stack[at:]
-        return items
+        at = len(self._stack) - 1
+        while self._stack[at] is not _MARK:
+            at -= 1
+            if at < 0:
+                raise ValueError("its table is no table")
+        return self._take(len(self._stack) - at)[1:]
 
     def _take(self, n_items: int) -> list[Any]:
         items = self._stack[-n_items:]
         del self._stack[-n_items:]
         return items
 
-    def _global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
+    def _global(self, module: str, name: str) -> None:
         symbol = _Symbol(module, name)
         is_storage = module == "torch" and (name in STORAGE_DTYPES or name in _OTHER_STORAGES)
         if not is_storage and symbol not in (_REBUILD, _PARAMETER, _ORDERED):
             raise self._refusal(f"the name {module}.{name}")
         self._stack.append(symbol)
 
-    def _reduce(self, _: Any) -> None:
-        arguments, function = self._stack.pop(), self._stack.pop()
+    def _reduce(self) -> None:
+        function, arguments = self._take(2)
         if function == _ORDERED and arguments == ():
             self._stack.append({})
         elif function == _PARAMETER:
@@ -292,7 +320,7 @@ class _Machine:
             what = function.name if isinstance(function, _Symbol) else type(function).__name__
             raise self._refusal(f"a call of {what}")
 
-    def _build(self, _: Any) -> None:
+    def _build(self) -> None:
         self._stack.pop()  # the versions of modules that a state_dict carries
         if not isinstance(self._stack[-1], dict):
             raise self._refusal("setting the state of an object")
@@ -309,6 +337,5 @@ class _PersistentId:
     value: Any
 
 
-def _instructions(data: bytes) -> Iterator[tuple[str, Any, int | None]]:
-    for opcode, argument, position in pickletools.genops(data):
-        yield opcode.name, argument, position
+def _name_of(code: int) -> str:
+    return next((op.name for op in pickletools.opcodes if op.code == chr(code)), f"{code:#04x}")
