@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -176,7 +177,7 @@ def test_paged_attention_is_attention_over_each_request(segments):
             weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
             out = torch.einsum("bnts,bsnd->btnd", weights, v.repeat_interleave(2, 2))
             wanted.append(out[:, start:])
-            items.append(Segment(blocks, start, n))
+            items.append(Segment(np.array(blocks, np.int32), start, n))
         plan = PagedAttention(pool, items)
         q, k, v = (torch.cat(parts, 1) for parts in zip(*rows, strict=True))
         got = plan(q, k, v, 1)

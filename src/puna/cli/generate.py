@@ -124,7 +124,7 @@ def generate(
 
     language_model = load(model, dtype, device, quantize, rope_factor)
     text = text_stdin().read() if prompt == "-" else prompt or ""
-    options = {"stop": stop, "echo": echo, "logprobs": logprobs, **sampling}
+    options: dict[str, Any] = {"stop": stop, "echo": echo, "logprobs": logprobs, **sampling}
     try:
         if texts is not None:
             _complete_all(language_model, texts, options)

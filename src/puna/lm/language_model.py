@@ -128,7 +128,7 @@ class LanguageModel:
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
         """Return the logits of the next token after each id, float32, on the CPU."""
-        tokens_BT = torch.tensor([list(ids)], device=self.model.output_weight.device)
+        tokens_BT = torch.tensor([list(ids)], device=self.model.norm.weight.device)
         return self.model(tokens_BT)[0].cpu()
 
     @overload

@@ -185,7 +185,7 @@ class Engine:
         sequence = item.sequence
         needed = self.pool.blocks_for(sequence.n_computed + item.n_tokens)
         if needed > len(sequence.blocks):
-            sequence.blocks += self.pool.take(needed - len(sequence.blocks))
+            sequence.add_blocks(self.pool.take(needed - len(sequence.blocks)))
 
     def _take(self, result: Result) -> None:
         """Choose the next token of a sequence whose known tokens are all computed."""
@@ -220,8 +220,7 @@ class Engine:
         if sequence in self._running:
             self._running.remove(sequence)
             self._n_reserved -= self.pool.blocks_for(sequence.most_cached)
-            self.pool.give_back(sequence.blocks)
-            sequence.blocks = []
+            self.pool.give_back(sequence.drop_blocks())
         else:
             self._waiting.remove(sequence)
         self._totals.finished_total[finish] += 1

@@ -5,21 +5,26 @@ Shapes: T tokens of a packed row, C dim, V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from puna.lm.engine.paged import PagedAttention, Segment
+from puna.lm.engine.paged import PagedAttention, Segment, block_table
 from puna.lm.engine.pool import KVPool
 from puna.lm.engine.sample import token_logprobs
 from puna.lm.engine.sequence import Sequence, Work
 from puna.model.llama import Llama
 
+if TYPE_CHECKING:
+    from puna.lm.cpu.decoder import CpuDecoder
+
+FEW_TOKENS = 16
+"""Prompt tokens that the compiled step computes no slower than PyTorch."""
 _LOGPROB_ROWS = 64  # rows of logits that exist at once for the logprobs of a prompt
 
 
@@ -60,20 +65,52 @@ class Forward:
     ) -> None:
         self._model, self._pool = model, pool
         self._is_invariant = batch_invariant
-        self._device = model.output_weight.device
+        self._device = model.norm.weight.device
+        self._decoder: CpuDecoder | None = None
+        if backend == "auto":
+            self._decoder = _decoder_of(model)
 
     def run(self, work: Items[Work]) -> list[Result]:
         """Compute all items; one result per item whose sequence is to choose a token or failed."""
         results: list[Result] = []
-        for group in self._groups(work):
-            results += self._packed(group)
+        few, rest = self._split(work)
+        if few:
+            results += self._compiled(few)
+        if rest:
+            # One packed forward, or one for each.
+            for group in [[item] for item in rest] if self._is_invariant else [rest]:
+                results += self._packed(group)
         return results
 
-    def _groups(self, work: Items[Work]) -> Iterator[Items[Work]]:
-        if self._is_invariant:
-            yield from ([item] for item in work)
-        else:
-            yield work
+    def _split(self, work: Items[Work]) -> tuple[list[Work], list[Work]]:
+        """Return what the compiled step computes, and what PyTorch does.
+
+        The choice for an item looks at that item alone: the bits of a result must not depend on
+        what else is computed.
+        """
+        few: list[Work] = []
+        rest: list[Work] = []
+        for item in work:
+            sequence = item.sequence
+            is_rated = sequence.prompt_logprobs is not None and not sequence.is_decoding
+            is_few = item.n_tokens <= FEW_TOKENS and not is_rated
+            (few if self._decoder is not None and is_few else rest).append(item)
+        return few, rest
+
+    def _compiled(self, work: Items[Work]) -> list[Result]:
+        """One call of the compiled step, whose rows do not depend on each other."""
+        assert self._decoder is not None
+        tokens_N = np.array([id_ for item in work for id_ in item.ids], np.int64)
+        lengths = [item.n_tokens for item in work]
+        firsts = [item.sequence.n_computed for item in work]
+        positions_N = np.concatenate(
+            [np.arange(first, first + n) for first, n in zip(firsts, lengths, strict=True)]
+        )
+        tables_NM = block_table([item.sequence.blocks for item in work]).repeat(lengths, 0)
+        ends = np.cumsum(lengths) - 1
+        rows_R = ends[[item.is_last for item in work]]
+        logits_RV = self._decoder.forward(tokens_N, positions_N, tables_NM, self._pool, rows_R)
+        return rate([item.sequence for item in work if item.is_last], logits_RV)
 
     def _packed(self, work: Items[Work]) -> list[Result]:
         """One packed row through PyTorch."""
@@ -120,6 +157,14 @@ class Forward:
                 logits_TV, ids, sequence.request.logprobs or 0
             )
         return True
+
+
+def _decoder_of(model: Llama) -> CpuDecoder | None:
+    if model.norm.weight.device.type != "cpu":
+        return None
+    from puna.lm.cpu.decoder import CpuDecoder, is_supported
+
+    return CpuDecoder(model) if is_supported(model) else None
 
 
 def rate(sequences: Items[Sequence], logits_RV: Float[Tensor, "rows vocab"]) -> list[Result]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 from puna.lm.engine.pool import KVPool
@@ -32,7 +33,7 @@ class Segment:
         n_tokens: How many.
     """
 
-    blocks: Sequence[int]
+    blocks: Int32[np.ndarray, " blocks"]
     start: int
     n_tokens: int
 
@@ -63,7 +64,7 @@ class PagedAttention:
         owner = torch.repeat_interleave(
             torch.arange(len(segments)), torch.tensor([s.n_tokens for s in segments])
         )
-        table = _table(segments)
+        table = torch.from_numpy(block_table([s.blocks for s in segments])).long()
         size = pool.block_tokens
         slots_T = table[owner, positions // size] * size + positions % size
         self.positions_BT: Int[Tensor, "1 tokens"] = positions.unsqueeze(0).to(self._device)
@@ -131,11 +132,18 @@ class PagedAttention:
         return parts
 
 
-def _table(segments: Sequence[Segment]) -> Int[Tensor, "segments blocks"]:
-    """Return the blocks of each segment, padded with its own first block."""
-    width = max(len(s.blocks) for s in segments)
-    rows = [[*s.blocks, *[s.blocks[0]] * (width - len(s.blocks))] for s in segments]
-    return torch.tensor(rows)
+def block_table(
+    rows: Sequence[Int32[np.ndarray, " blocks"]],
+) -> Int32[np.ndarray, "rows blocks"]:
+    """Return the blocks of several requests as one table, each padded with its own first block.
+
+    Its own, because masked slots are read: another request's may hold a NaN.
+    """
+    table = np.empty((len(rows), max(len(row) for row in rows)), np.int32)
+    for place, row in enumerate(rows):
+        table[place, : len(row)] = row
+        table[place, len(row) :] = row[0]
+    return table
 
 
 def _query_block_mask(segments: Sequence[Segment], device: torch.device) -> Tensor:

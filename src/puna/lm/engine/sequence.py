@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from jaxtyping import Int32
+
 from puna.core.errors import PunaError
 from puna.lm.engine.sample import Sampler
 from puna.lm.engine.types import Event, Finish, Request, TokenLogprob
@@ -27,7 +30,7 @@ class Sequence:
         self.ids = list(request.prompt_ids)
         self.n_prompt = len(self.ids)
         self.n_computed = 0
-        self.blocks: list[int] = []
+        self.blocks: Int32[np.ndarray, " blocks"] = np.zeros(0, np.int32)
         # The last token needs no place in the cache: nothing follows it.
         self._most_new = min(sampling.max_new_tokens, config.max_seq_len - self.n_prompt + 1)
         self.most_cached = self.n_prompt + self._most_new - 1
@@ -45,6 +48,15 @@ class Sequence:
     def n_pending(self) -> int:
         """Tokens that are known but not computed."""
         return len(self.ids) - self.n_computed
+
+    def add_blocks(self, blocks: list[int]) -> None:
+        """Take more cache blocks, to hold the tokens after those that fit already."""
+        self.blocks = np.concatenate((self.blocks, np.array(blocks, np.int32)))
+
+    def drop_blocks(self) -> list[int]:
+        """Hand over all cache blocks."""
+        blocks, self.blocks = self.blocks.tolist(), self.blocks[:0]
+        return blocks
 
     @property
     def is_decoding(self) -> bool:
