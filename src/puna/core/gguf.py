@@ -9,6 +9,7 @@ Source: ggml-org/ggml ``docs/gguf.md``, versions 2 and 3, little endian.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import struct
@@ -187,7 +188,7 @@ class _Header:
                 )
             tensors[name] = GGUFTensor(name, shape, type_name, start + offset, n_bytes)
         ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset_bytes)
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in itertools.pairwise(ordered):
             if before.offset_bytes + before.n_bytes > after.offset_bytes:
                 raise self._damaged(f"tensors {before.name} and {after.name} overlap")
         return tensors

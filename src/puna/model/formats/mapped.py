@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from puna.core.errors import PunaError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, UInt8
     from torch import Tensor
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -56,14 +56,24 @@ class MappedFile:
         """
         import torch
 
-        count = math.prod(shape)
-        kind = getattr(torch, dtype)
-        if count == 0:
-            return torch.empty(shape, dtype=kind)
-        if offset_bytes + count * ITEM_BYTES[dtype] > len(self._map):
+        raw = self.raw(offset_bytes, math.prod(shape) * ITEM_BYTES[dtype])
+        return raw.view(getattr(torch, dtype)).view(shape)
+
+    def raw(self, offset_bytes: int, n_bytes: int) -> UInt8[Tensor, " n_bytes"]:
+        """Return a view of some bytes.
+
+        Raises:
+            PunaError: The file ends before they do.
+        """
+        import torch
+
+        if n_bytes == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        if offset_bytes + n_bytes > len(self._map):
             raise PunaError(f"{self.path} is damaged: it ends inside a tensor", RELOAD)
         with warnings.catch_warnings():
             # torch has no read-only tensors and says so; the docstring says it too.
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            flat = torch.frombuffer(self._map, dtype=kind, count=count, offset=offset_bytes)
-        return flat.view(shape)
+            return torch.frombuffer(
+                self._map, dtype=torch.uint8, count=n_bytes, offset=offset_bytes
+            )
