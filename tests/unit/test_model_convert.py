@@ -88,6 +88,57 @@ def test_there_and_back_is_bitwise(config, dtype, tmp_path):
     assert hash_file(one) == hash_file(first)
 
 
+GGUF_FAMILY = {name: config for name, config in FAMILY.items() if name != "3.1"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", GGUF_FAMILY.values(), ids=GGUF_FAMILY.keys())
+def test_by_way_of_gguf_is_bitwise_too(config, dtype, tmp_path):
+    state = save(tmp_path / "hf", config, dtype)
+    done = convert(tmp_path / "hf", tmp_path / "a.gguf", Options("gguf"))
+    assert done.lossless
+    assert done.bytes_out == (tmp_path / "a.gguf").stat().st_size
+    # norms lie there in float32, but fit the type of the matrices
+    meta = convert(tmp_path / "a.gguf", tmp_path / "meta", Options("meta", n_shards=2))
+    assert (meta.dtype, meta.lossless) == (done.dtype, True)
+    assert_holds(tmp_path / "meta", config, state)
+    convert(tmp_path / "meta", tmp_path / "b.gguf", Options("gguf"))
+    back = convert(tmp_path / "b.gguf", tmp_path / "back", Options("hf"))
+    assert back.lossless
+    assert_holds(tmp_path / "back", config, state)
+
+
+def test_norms_that_do_not_fit_keep_the_file_in_float32(tmp_path):
+    model = Llama(FAMILY["3"])
+    with torch.no_grad():
+        model.norm.weight[5] += 1e-6
+    from puna.model.formats.gguf import save_gguf
+
+    save_gguf(tmp_path / "a.gguf", model.config, model.state_dict(), dtype="bfloat16")
+    done = convert(tmp_path / "a.gguf", tmp_path / "out", Options("hf"))
+    assert (done.dtype, done.lossless) == ("float32", True)
+    found = dict(open_checkpoint(tmp_path / "out").tensors())
+    assert torch.equal(found["norm.weight"], model.norm.weight)
+    done = convert(tmp_path / "a.gguf", tmp_path / "rounded", Options("hf", dtype="bfloat16"))
+    assert not done.lossless
+
+
+def test_packed_weights_are_unpacked_exactly(source, tmp_path):
+    packed = convert(source, tmp_path / "q.gguf", Options("gguf", dtype="Q8_0"))
+    assert not packed.lossless
+    assert packed.bytes_out < packed.bytes_in / 3
+    done = convert(tmp_path / "q.gguf", tmp_path / "out", Options("hf"))
+    assert (done.dtype, done.lossless) == ("float32", True)
+    unpacked, found = (
+        dict(open_checkpoint(tmp_path / name).tensors()) for name in ("q.gguf", "out")
+    )
+    assert all(torch.equal(unpacked[name], found[name]) for name in unpacked)
+    original = Llama(FAMILY["3"]).state_dict()
+    assert all((found[name] - original[name]).abs().max() < 0.01 for name in found)
+    ids = open_checkpoint(tmp_path / "out").special_ids
+    assert (ids.bos_id, ids.eos_ids[0], ids.pad_id) == (1, 2, 4)
+
+
 class OneAtATime:
     """A checkpoint that checks that the tensor before is gone when the next one is asked for."""
 
@@ -106,14 +157,15 @@ class OneAtATime:
             del fresh
 
 
-@pytest.mark.parametrize("options", [Options("hf"), Options("meta", n_shards=2)])
+@pytest.mark.parametrize("options", [Options("hf"), Options("meta", n_shards=2), Options("gguf")])
 def test_one_tensor_at_a_time_is_in_memory(source, tmp_path, monkeypatch, options):
     def opened(path, **_):
         return OneAtATime(open_checkpoint(path))
 
     monkeypatch.setattr("puna.lm.convert.open_checkpoint", opened)
-    convert(source, tmp_path / "out", options)
-    model = load_model(OneAtATime(open_checkpoint(tmp_path / "out")), dtype=torch.bfloat16)
+    out = tmp_path / ("out.gguf" if options.to == "gguf" else "out")
+    convert(source, out, options)
+    model = load_model(OneAtATime(open_checkpoint(out)), dtype=torch.bfloat16)
     assert model.norm.weight.dtype == torch.bfloat16
 
 
@@ -223,7 +275,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(
     with pytest.raises(OSError, match="No space"):
         convert(source, out, Options(to, overwrite=overwrite), on_tensor=full)
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
-    monkeypatch.setattr("puna.lm.convert.commit_dir", lambda *_: full("layers.1", 0))
+    monkeypatch.setattr("puna.lm.convert_target.commit_dir", lambda *_: full("layers.1", 0))
     with pytest.raises(OSError, match="No space"):
         convert(source, out, Options(to, overwrite=overwrite))
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
@@ -235,7 +287,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(
     source, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("puna.lm.convert.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("puna.lm.convert_target.shutil.disk_usage", lambda _: usage)
     with pytest.raises(PunaError, match=r"needs \d.* KiB, the disk has 1000 B left"):
         convert(source, tmp_path / "out", Options("hf"))
     assert not (tmp_path / "out").exists()

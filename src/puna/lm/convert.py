@@ -1,15 +1,10 @@
 """Converting a checkpoint of any format into another one, tensor by tensor.
 
-Nothing is half-written: the result is made beside its place under another name and takes the place
-when it is complete. No torch is imported before the files are opened and the target is known to be
-free.
+Nothing is half-written, see :mod:`puna.lm.convert_target`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from puna.core.errors import PunaError
-from puna.core.fsio import commit_dir, fsync_dir, remove_tree, write_json
-from puna.core.units import format_bytes
+from puna.core.fsio import write_json
+from puna.lm.convert_target import check_space, check_target, publish
 from puna.model.config import LinearScaling, LlamaConfig
 from puna.model.formats.checkpoint import Checkpoint, SpecialIds, open_checkpoint
 
@@ -35,11 +30,6 @@ DTYPES = (*PLAIN_DTYPES, "Q8_0")
 GUARD_FILE = "fp16_guard.json"
 """What the fp16 guard found, beside weights that were forced into float16."""
 _ITEM_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "Q8_0": 34 / 32}
-_SUBSETS = {
-    "float32": {"float32", "bfloat16", "float16"}, "bfloat16": {"bfloat16"},
-    "float16": {"float16"}, "Q8_0": {"Q8_0"},
-}  # fmt: skip
-_MARKS = ("config.json", "params.json")
 
 
 @dataclass(frozen=True)
@@ -48,8 +38,8 @@ class Options:
 
     Attributes:
         to: Format of the result.
-        dtype: Of the written weights; None keeps the stored one when all tensors share it, and is
-            float32 otherwise, which holds every other exactly.
+        dtype: Of the written weights; the stored one when None, as far as it is one and plain, else
+            float32, which holds every other exactly.
         n_shards: Of a Meta checkpoint.
         max_shard_bytes: Largest file of a Hugging Face checkpoint.
         rope_factor: For a Meta checkpoint whose ``params.json`` scales RoPE by an unnamed factor.
@@ -130,11 +120,11 @@ def convert(
     start_s = time.monotonic()
     checkpoint = open_checkpoint(source, rope_factor=options.rope_factor)
     dtypes = Counter(stored.dtype for stored in checkpoint.stored.values())
-    dtype = options.dtype or default_dtype(dtypes)
+    dtype = options.dtype or default_dtype(checkpoint)
     _check_options(out, options, dtype)
-    _check_target(checkpoint, out, options)
+    check_target(checkpoint.path, out, overwrite=options.overwrite)
     n_values = sum(stored.n_elements for stored in checkpoint.stored.values())
-    _check_space(out, int(n_values * _ITEM_BYTES[dtype]))
+    check_space(out, int(n_values * _ITEM_BYTES[dtype]))
     notes = list(checkpoint.notes)
     tokenizer = find_tokenizer(checkpoint.path)
     if tokenizer is None:
@@ -145,7 +135,10 @@ def convert(
             f"vocabulary only {checkpoint.config.vocab_size}",
             "put the tokenizer that the model was trained with beside the weights, or none",
         )
-    guard = _guard(checkpoint, tokenizer, dtypes, dtype, options, notes)
+    rounds = _rounds(checkpoint, dtype)
+    guard = None
+    if rounds and dtype == "float16":
+        guard = _guard(checkpoint, tokenizer, options, notes)
     if options.probe:
         from puna.model.formats.probe import refuse_wrong_layout
 
@@ -153,23 +146,45 @@ def convert(
     bytes_in = sum(stored.n_bytes for stored in checkpoint.stored.values())
     on_start(bytes_in)
     job = _Job(checkpoint, tokenizer, options, dtype, on_tensor, guard, notes)
-    bytes_out = _publish(out, options, job)
+    bytes_out = publish(out, job.write_file if options.to == "gguf" else job.write_folder)
     if options.to == "meta" and isinstance(checkpoint.config.rope_scaling, LinearScaling):
         notes.append("Meta's own code does not know linear RoPE scaling and would ignore it")
     return Conversion(
         checkpoint.path, out, options.to, checkpoint.config, dtypes, dtype, bytes_in, bytes_out,
-        set(dtypes) <= _SUBSETS[dtype], tokenizer is not None, time.monotonic() - start_s, notes,
+        not rounds, tokenizer is not None, time.monotonic() - start_s, notes,
     )  # fmt: skip
 
 
-def default_dtype(dtypes: Counter[str]) -> str:
-    """Return the type that holds all values exactly: the common one, else float32.
+def default_dtype(checkpoint: Checkpoint) -> str:
+    """Return the smallest type that holds all values exactly: that of the matrices, or float32.
+
+    GGUF files keep norms in float32 beside matrices in bfloat16; when the norms fit bfloat16 too,
+    as those of a model trained in it do, the result is bfloat16.
 
     Args:
-        dtypes: Stored type -> number of tensors.
+        checkpoint: Opened; of norms in another type than the matrices the values are read.
     """
-    only = next(iter(dtypes)) if len(dtypes) == 1 else None
-    return only if only in PLAIN_DTYPES else "float32"
+    kinds = {one.dtype for one in checkpoint.stored.values() if len(one.shape) == 2}
+    only = next(iter(kinds)) if len(kinds) == 1 else ""
+    return only if only in PLAIN_DTYPES and not _rounds(checkpoint, only) else "float32"
+
+
+def _rounds(checkpoint: Checkpoint, dtype: str) -> bool:
+    """Whether any value changes in this type."""
+    if dtype == "float32":  # what quantised values are unpacked to, and wider than all others
+        return False
+    other = [name for name, one in checkpoint.stored.items() if one.dtype != dtype]
+    if any(len(checkpoint.stored[name].shape) > 1 for name in other) or dtype not in PLAIN_DTYPES:
+        return True  # unpacked Q8_0 need not become the same blocks again
+    if not other:
+        return False
+    import torch
+
+    kind = getattr(torch, dtype)
+    return any(
+        not bool((tensor.to(kind).to(tensor.dtype) == tensor).all())
+        for _, tensor in checkpoint.tensors(other)
+    )
 
 
 def find_tokenizer(path: Path) -> Tokenizer | None:
@@ -217,50 +232,10 @@ def _check_options(out: Path, options: Options, dtype: str) -> None:
             raise PunaError(f"{name} is for --to {target}", f"leave {name} out")
 
 
-def _check_target(checkpoint: Checkpoint, out: Path, options: Options) -> None:
-    source, target = checkpoint.path.resolve(), out.resolve()
-    if target == source or target in source.parents or source in target.parents:
-        raise PunaError(
-            f"{out} and the checkpoint {checkpoint.path} lie one in the other",
-            "choose another place for the result",
-        )
-    if not out.parent.is_dir():
-        raise PunaError(f"{out.parent} does not exist", "make the folder first")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not options.overwrite:
-        raise PunaError(
-            f"{out} exists already", "choose another place, or pass --overwrite to replace it"
-        )
-    is_checkpoint = any((out / name).is_file() for name in _MARKS)
-    if out.is_dir() and not is_checkpoint and not list(out.glob("*.gguf")):
-        raise PunaError(
-            f"{out} is no checkpoint: it is not replaced, --overwrite or not",
-            "choose another place for the result",
-        )
-
-
-def _check_space(out: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < n_bytes:
-        raise PunaError(
-            f"{out.parent}: the result needs {format_bytes(n_bytes)}, the disk has "
-            f"{format_bytes(free)} left",
-            "free some space, or choose another disk or a smaller --dtype",
-        )
-
-
 def _guard(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer | None,
-    dtypes: Counter[str],
-    dtype: str,
-    options: Options,
-    notes: list[str],
+    checkpoint: Checkpoint, tokenizer: Tokenizer | None, options: Options, notes: list[str]
 ) -> GuardReport | None:
     """Check that float16 can hold the model; return the report when it was forced."""
-    if dtype != "float16" or set(dtypes) == {"float16"}:
-        return None
     from puna.lm.guard import check_fp16
 
     report = check_fp16(checkpoint, tokenizer=tokenizer)
@@ -339,49 +314,16 @@ class _Job:
         """Write a GGUF file, with the tokenizer in it."""
         from puna.model.formats.gguf import save_gguf
 
-        metadata: dict[str, Any] = {}
+        ids = self.special_ids
+        own = {"bos": ids.bos_id, "eos": next(iter(ids.eos_ids), None), "padding": ids.pad_id}
+        metadata: dict[str, Any] = {"general.name": self.checkpoint.path.stem}
+        metadata |= {
+            f"tokenizer.ggml.{key}_token_id": id_ for key, id_ in own.items() if id_ is not None
+        }
         if self.tokenizer is not None:
             try:
                 metadata.update(self.tokenizer.gguf_metadata())
             except PunaError as error:
                 self.notes.append(f"the file holds no tokenizer: {error.message}")
-        save_gguf(path, self.checkpoint.config, self.tensors(), dtype=self.dtype, metadata=metadata)
-
-
-def _publish(out: Path, options: Options, job: _Job) -> int:
-    """Write beside the target, then take its place; return the bytes of weights."""
-    partial = out.with_name(f".{out.name}.partial")
-    old = out.with_name(f".{out.name}.old")
-    remove_tree(partial)  # of a conversion that was killed
-    try:
-        if options.to == "gguf":
-            job.write_file(partial)
-        else:
-            partial.mkdir()
-            job.write_folder(partial)
-        n_bytes = _weight_bytes(partial)
-        if out.exists():
-            remove_tree(old)
-            os.rename(out, old)
-        try:
-            if options.to == "gguf":
-                os.rename(partial, out)
-                fsync_dir(out.parent)
-            else:
-                commit_dir(partial, out)
-        except BaseException:
-            if old.exists() and not out.exists():
-                os.rename(old, out)
-            raise
-    finally:
-        with contextlib.suppress(OSError):
-            remove_tree(partial)
-    remove_tree(old)
-    return n_bytes
-
-
-def _weight_bytes(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    files = [*path.glob("*.safetensors"), *path.glob("*.pth")]
-    return sum(file.stat().st_size for file in files)
+        kind: Any = self.dtype  # checked: not float16
+        save_gguf(path, self.checkpoint.config, self.tensors(), dtype=kind, metadata=metadata)

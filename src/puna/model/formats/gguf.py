@@ -197,8 +197,9 @@ def save_gguf(
         writer = GGUFWriter(file, values, table)
         if isinstance(scaling, RopeScaling):
             writer.write(torch.tensor(rope_divisors(config, scaling)).numpy())
-        for (name, tensor), expected in zip(pairs, shapes, strict=True):
-            if name != expected:
+        order = iter(shapes)  # no zip: it would keep a tensor while the next one is made
+        for name, tensor in pairs:
+            if name != (expected := next(order)):
                 raise ValueError(f"parameter {name} comes where {expected} is expected")
             _write(writer, name, tensor.detach(), type_name, config.head_dim)
             del tensor
