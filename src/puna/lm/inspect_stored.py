@@ -133,8 +133,10 @@ def look_at_rows(checkpoint: Checkpoint, ids: Sequence[int]) -> SpecialRows:
     return SpecialRows(len(ids), tuple(zero), tuple(alike))
 
 
-def embedding_rows(checkpoint: Checkpoint, ids: Sequence[int]) -> Float32[np.ndarray, "n dim"]:
+def embedding_rows(checkpoint: Checkpoint, ids: Sequence[int]) -> np.ndarray:
     """Read single rows of the embedding through a memory map, without torch.
+
+    Float32 values; of a quantised tensor the stored bytes, zero where the values are.
 
     Args:
         checkpoint: An opened checkpoint of any format.
@@ -180,7 +182,33 @@ def _from_meta(stored: StoredTensor, ids: Sequence[int], dim: int) -> Float32[np
     return _widen(rows, stored.dtype)
 
 
-_READERS = {"hf": _from_hf, "meta": _from_meta}
+_SCALES = {"Q6_K": slice(208, 210)} | {
+    name: slice(0, width)
+    for width, names in ((2, ("Q4_0", "Q5_0", "Q8_0")), (4, ("Q4_1", "Q5_1", "Q4_K", "Q5_K")))
+    for name in names
+}
+"""Where the scale (and offset) of a GGUF block stands; a block whose scales are zero is zeros."""
+
+
+def _from_gguf(stored: StoredTensor, ids: Sequence[int], dim: int) -> np.ndarray:
+    """Read rows; of a quantised tensor their bytes, which are zero and equal where values are."""
+    import numpy as np
+
+    from puna.core.gguf import GGML_TYPES, read_gguf
+
+    file = stored.files[0]
+    entry = read_gguf(file, skip_arrays=True).tensors[stored.stored_name]
+    if stored.dtype not in _SCALES:
+        rows = _mapped(file, stored.dtype, entry.offset_bytes, stored.shape)[ids]
+        return _widen(rows, stored.dtype)
+    _, block, size = GGML_TYPES[stored.dtype]
+    shape = (stored.shape[0], dim // block, size)
+    blocks = np.memmap(file, dtype=np.uint8, mode="r", offset=entry.offset_bytes, shape=shape)[ids]
+    has_scale = blocks[:, :, _SCALES[stored.dtype]].any(axis=2, keepdims=True)
+    return (blocks * has_scale).reshape(len(ids), -1)
+
+
+_READERS = {"hf": _from_hf, "meta": _from_meta, "gguf": _from_gguf}
 
 
 def _mapped(file: Path, dtype: str, offset_bytes: int, shape: tuple[int, ...]) -> np.ndarray:
