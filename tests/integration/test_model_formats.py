@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peers import smollm2_path
 
+from puna.core.errors import PunaError
+from puna.core.fsio import hash_file
+from puna.lm.convert import Options, convert
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.formats.checkpoint import open_checkpoint
+from puna.model.formats.hf import save_hf
+from puna.model.formats.layout import to_interleaved, to_rotate_half
 from puna.model.formats.load import load_model
 from puna.model.formats.meta_save import save_meta
 from puna.model.formats.probe import probe_layout
@@ -89,6 +95,40 @@ def test_metas_code_runs_our_meta_folders(name, n_shards, tmp_path, free_port):
         ours = load_model(tmp_path / "m")(tokens_BT)
     assert ours.std() > 0.5  # the comparison means something
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("real_model")
+def test_the_real_model_goes_round_all_formats_unchanged(tmp_path):
+    """GGUF (unpacked) -> Hugging Face -> Meta in three shards -> GGUF -> Hugging Face."""
+    convert(smollm2_path(), tmp_path / "hf", Options("hf"))
+    convert(tmp_path / "hf", tmp_path / "meta", Options("meta", n_shards=3))
+    convert(tmp_path / "meta", tmp_path / "a.gguf", Options("gguf"))
+    done = convert(tmp_path / "a.gguf", tmp_path / "back", Options("hf"))
+    assert done.lossless
+    files = sorted(path.name for path in (tmp_path / "hf").iterdir())
+    assert {"model.safetensors", "config.json", "tokenizer.json"} < set(files)
+    for name in files:
+        assert hash_file(tmp_path / "hf" / name) == hash_file(tmp_path / "back" / name), name
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("real_model")
+def test_the_probe_is_decisive_on_the_real_model(tmp_path):
+    checkpoint = open_checkpoint(smollm2_path())
+    found = {finding.what: finding.verdict for finding in probe_layout(checkpoint)}
+    assert found == {"wq": "right", "wk": "right", "embedding": "undecided"}
+    head_dim, rows = checkpoint.config.head_dim, ("wq.weight", "wk.weight")
+    for change, message in (
+        (to_interleaved, "left out the reordering"), (to_rotate_half, "reordered twice")
+    ):  # fmt: skip
+        wrong = (
+            (name, change(tensor, head_dim) if name.endswith(rows) else tensor)
+            for name, tensor in checkpoint.tensors()
+        )
+        save_hf(tmp_path, checkpoint.config, wrong)
+        with pytest.raises(PunaError, match=message):
+            load_model(tmp_path)
 
 
 @pytest.mark.xdist_group("small_demo")

@@ -102,12 +102,8 @@ def to_json(done: Conversion) -> dict[str, Any]:
 
 
 def _print(done: Conversion) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from puna.core.units import format_bytes, format_duration, format_rate
 
-    table = Table(box=None, show_header=False, pad_edge=False)
     stored = ", ".join(f"{count} x {name}" for name, count in sorted(done.dtypes.items()))
     exact = "every value is what it was" if done.lossless else "values were rounded"
     rate = format_rate(done.bytes_in / max(done.seconds, 1e-9), "B")
@@ -120,8 +116,6 @@ def _print(done: Conversion) -> None:
         "time": f"{format_duration(done.seconds)} ({rate})",
     }
     for name, value in rows.items():
-        table.add_row(name, value)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+        click.echo(f"{name:<10} {value}")
     for note in done.notes:
-        console.print(f"note: {note}")
+        click.echo(f"note: {note}")
