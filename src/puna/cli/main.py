@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("puna.cli.eval:evaluate", "Bits per byte and samples."),
     "generate": ("puna.cli.generate:generate", "Complete a prompt with a trained model."),
     "chat": ("puna.cli.chat:chat", "Talk to a fine-tuned model in the terminal."),
+    "serve": ("puna.cli.serve:serve", "Serve a model over HTTP to OpenAI's clients."),
     "report": ("puna.cli.report:report", "Make the report of a run anew."),
     "lineage": ("puna.cli.lineage:lineage", "Print the documents behind a training step."),
     "config": ("puna.cli.config:config", "Show, check and explain the configuration of a recipe."),
