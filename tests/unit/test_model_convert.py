@@ -88,11 +88,8 @@ def test_there_and_back_is_bitwise(config, dtype, tmp_path):
     assert hash_file(one) == hash_file(first)
 
 
-GGUF_FAMILY = {name: config for name, config in FAMILY.items() if name != "3.1"}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", GGUF_FAMILY.values(), ids=GGUF_FAMILY.keys())
+@pytest.mark.parametrize("config", FAMILY.values(), ids=FAMILY.keys())
 def test_by_way_of_gguf_is_bitwise_too(config, dtype, tmp_path):
     state = save(tmp_path / "hf", config, dtype)
     done = convert(tmp_path / "hf", tmp_path / "a.gguf", Options("gguf"))
