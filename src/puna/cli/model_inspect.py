@@ -28,7 +28,7 @@ def print_inspection(found: Inspection) -> None:
     from rich.text import Text
 
     console = new_console()
-    console.print(Text(f"{found.name}: {found.family.describe()}", "bold"))
+    console.print(Text(found.name, "bold"))
     console.print(Padding(_facts(found), (0, 0, 0, 2)))
     console.print(_parts(found))
     if found.stored is not None and len(found.stored.dtypes) > 1:
@@ -66,6 +66,7 @@ def _facts(found: Inspection) -> Table:
         f", {c.n_kv_heads} for keys and values" if c.n_kv_heads != c.n_heads else ""
     )
     rows = [
+        ("family", found.family.describe()),
         ("shape", f"{c.n_layers} layers of {c.dim:,}, {heads}, feed-forward {c.ffn_dim:,}"),
         ("vocabulary", f"{c.vocab_size:,}, {'tied' if c.tie_embeddings else 'separate'} head"),
         ("context", f"{c.max_seq_len:,} tokens, RoPE {rope}"),
