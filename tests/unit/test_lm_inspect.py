@@ -231,10 +231,45 @@ def test_what_does_not_fit_is_named(tmp_path, tokenizer):
     assert "pad = 300, outside the 260 rows" in problems
     assert "eos = 261, outside the 260 rows" in problems
     assert "begin with id 3 in the model's files, with 256" in problems
-    (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"id"')
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", '{"added_tokens": [{"id"'),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"model": {"vocab": 3}, "added_tokens": []}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": "b"}}}'),
+        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": [3]}'),
+        ("tokenizer_config.json", '{"bos_token": [1]}'),
+        ("tokenizer_config.json", "[]"),
+        ("generation_config.json", "{"),
+    ],
+)
+def test_a_damaged_tokenizer_is_a_problem_and_no_end(tmp_path, model, tokenizer, name, text):
+    write(tmp_path, model)
+    (tmp_path / "generation_config.json").unlink()
+    tokenizer.save(tmp_path)
+    (tmp_path / name).write_text(text)
+    if name == "generation_config.json":  # the model's own file
+        with pytest.raises(PunaError, match="generation_config"):
+            inspect_model(tmp_path)
+        return
     found = inspect_model(tmp_path)
     assert found.tokenizer is None
     assert "the tokenizer cannot be read" in found.problems[0]
+    assert found.to_json()["params"] == account(model.config).n_params
+
+
+def test_deep_goes_on_without_a_tokenizer_that_cannot_be_built(tmp_path, model):
+    write(tmp_path, model)
+    (tmp_path / "tokenizer.json").write_text(
+        '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": "x"}}'
+    )
+    found = inspect_model(tmp_path, deep=True)
+    assert found.deep is not None
+    assert "the tokenizer cannot be built" in found.problems[0]
+    assert found.deep["fp16"]["sample"]["kind"] == "random"
 
 
 def test_a_checkpoint_without_tokenizer_says_so(tmp_path, model):

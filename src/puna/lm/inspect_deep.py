@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from puna.core.errors import PunaError
 from puna.lm.guard import check_fp16
 from puna.lm.inspect_tokenizer import TokenizerMatch
 from puna.model.formats.checkpoint import Checkpoint
@@ -26,7 +27,13 @@ def look_deep(checkpoint: Checkpoint, match: TokenizerMatch | None) -> dict[str,
     Raises:
         PunaError: A file is damaged where a tensor lies.
     """
-    tokenizer = None if match is None else load_tokenizer(match.outline.file)
+    tokenizer = None
+    problems: list[str] = []
+    if match is not None:
+        try:
+            tokenizer = load_tokenizer(match.outline.file)
+        except PunaError as error:  # the weights can be looked at all the same
+            problems.append(f"the tokenizer cannot be built: {error.message}")
     report = check_fp16(checkpoint, tokenizer=tokenizer)
     layout = probe_layout(checkpoint)
     wrong = [one.describe() for one in report.weights if one.problem == "not finite"]
@@ -34,5 +41,5 @@ def look_deep(checkpoint: Checkpoint, match: TokenizerMatch | None) -> dict[str,
         "finite": not wrong,
         "fp16": report.to_json(),
         "layout": [asdict(one) for one in layout],
-        "problems": [*wrong, *(one.message for one in layout if one.verdict == "wrong")],
+        "problems": [*problems, *wrong, *(one.message for one in layout if one.verdict == "wrong")],
     }

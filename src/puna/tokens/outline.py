@@ -68,6 +68,14 @@ def outline_tokenizer(path: Path) -> Outline:
         PunaError: There is none, or it is damaged.
     """
     file = folder.find_file(path)
+    try:
+        return _read(file)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PunaError(f"the tokenizer in {file} is damaged: {error}",
+                        f"copy {file.name} again") from error  # fmt: skip
+
+
+def _read(file: Path) -> Outline:
     if file.suffix == ".gguf":
         return _of_gguf(file)
     if file.suffix == ".json":
@@ -78,18 +86,15 @@ def outline_tokenizer(path: Path) -> Outline:
 
 
 def _of_json(file: Path) -> Outline:
-    try:
-        text = file.read_text(encoding="utf-8")
-        added: Any = _value(text, _ADDED) or []
-        vocab: Any = _value(text, _VOCAB)
-        special = {one["content"]: int(one["id"]) for one in added if one["special"]}
-        ids = [int(one["id"]) for one in added]
-        # BPE and WordPiece number their tokens, Unigram lists them.
-        last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
-        names = {one["content"]: int(one["id"]) for one in added}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PunaError(f"{file} is damaged: {error}", f"copy {file.name} again") from error
-    return _finish(file, max([last, *ids]) + 1, special, names, folder.read_config(file))
+    text = file.read_text(encoding="utf-8")
+    added: Any = _value(text, _ADDED) or []
+    vocab: Any = _value(text, _VOCAB)
+    names = {one["content"]: int(one["id"]) for one in added}
+    special = {one["content"]: int(one["id"]) for one in added if one["special"]}
+    # BPE and WordPiece number their tokens, Unigram lists them.
+    last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+    size = max([last, *names.values()]) + 1
+    return _finish(file, size, special, names, folder.read_config(file))
 
 
 def _value(text: str, key: re.Pattern[str]) -> Any:
