@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from puna.core.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     from puna.model.device import Device
     from puna.tokens.tokenizer import Tokenizer
 
-__all__ = ["load", "load_tokenizer"]
-__version__ = "0.1.0"
+__all__ = ["__version__", "load", "load_tokenizer"]
 
 
 def load(

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from puna import __version__
+from puna.core.version import VERSION
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("puna.cli.run:run", "Run a recipe from its first stage to its report."),
@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, no_args_is_help=True, context_settings={"max_content_width": 100})
-@click.version_option(__version__, prog_name="puna")
+@click.version_option(VERSION, prog_name="puna")
 def cli() -> None:
     """Turn raw documents into a trained, fine-tuned Llama and account for every step of it.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna import __version__
 from puna.cli.generate import load_options
+from puna.core.version import VERSION
 
 if TYPE_CHECKING:
     from puna.lm.language_model import LanguageModel
@@ -101,7 +101,7 @@ def serve(
         Limits(max_batch, max_queue, timeout_s),
         Generation(
             name or _name_of(path),
-            f"puna-{__version__}-{numbers}",
+            f"puna-{VERSION}-{numbers}",
             max_body_bytes,
             default_max_tokens,
         ),

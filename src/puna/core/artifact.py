@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import puna
 from puna.core.errors import PunaError
 from puna.core.fsio import hash_file, hash_json, write_json
+from puna.core.version import VERSION
 
 ARTIFACT_FILE = "artifact.json"
 CONFIG_FILE = "config.toml"
@@ -157,8 +157,8 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 @cache
 def code_version() -> dict[str, Any]:
     """Return puna's version and, in a checkout, the commit and whether it has local changes."""
-    here = Path(puna.__file__).resolve().parent
-    found: dict[str, Any] = {"puna": puna.__version__, "commit": None, "dirty": None}
+    here = Path(__file__).resolve().parents[1]
+    found: dict[str, Any] = {"puna": VERSION, "commit": None, "dirty": None}
     try:
         # Fails where puna is no checkout, also when it is installed below another repository.
         _git(here, "ls-files", "--error-unmatch", "__init__.py")
