@@ -12,7 +12,7 @@ from puna.data.kernels.buffers import texts_from
 from puna.tokens import pretokens
 from puna.tokens.bpe import definition, tokenizer_config, train_ranks
 from puna.tokens.bulk import character_classes
-from puna.tokens.kernel import LETTER, NEWLINE, NUMBER, SPACE
+from puna.tokens.kernels.scan import LETTER, NEWLINE, NUMBER, SPACE
 from puna.tokens.stream import StreamDecoder
 from puna.tokens.tokenizer import Tokenizer
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from puna.tokens.pretokens import byte_alphabet, is_llama3_pattern
 
 if TYPE_CHECKING:
     from puna.data.kernels.buffers import Texts
+    from puna.tokens.kernels.words import Words
 
 _CLASSIFIED = 0x40000
 """Code points with a class of their own; planes 4 to 16 hold no letters, numbers or spaces."""
@@ -22,27 +24,55 @@ _CLASS_BLOCK = 4096
 class BulkEncoder:
     """Encodes documents given as one block of UTF-8, without special tokens.
 
+    Several threads may encode at once: each has its own table of words.
+
     Args:
         tokens: Bytes of each token, by id.
         merges: Left id, right id, merged id.
     """
 
     def __init__(self, tokens: Sequence[bytes], merges: Int64[np.ndarray, "n 3"]) -> None:
-        from puna.tokens.kernel import NO_ID, fill_pairs, fill_vocabulary
+        from puna.tokens.kernels.bits import padded
+        from puna.tokens.kernels.documents import Tables
+        from puna.tokens.kernels.merge import NO_ID, fill_pairs, fill_vocabulary
+        from puna.tokens.kernels.words import MAX_LEARNT, SHORT_BYTES, fill_words
 
-        self._classes = character_classes()
-        self._arena = np.frombuffer(b"".join(tokens), np.uint8)
-        self._starts = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        self._slots = np.full(_table_size(len(tokens)), NO_ID, np.int32)
-        fill_vocabulary(self._arena, self._starts, self._slots)
-        self._keys = np.full(_table_size(len(merges)), 2**64 - 1, np.uint64)
-        self._values = np.zeros(len(self._keys), np.int32)
-        lefts, rights, merged = (np.ascontiguousarray(column) for column in merges.T)
-        fill_pairs(lefts, rights, merged, self._keys, self._values)
-        self._byte_ids = np.zeros(256, np.int64)
+        arena = padded(np.frombuffer(b"".join(tokens), np.uint8))
+        starts = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+        slots = np.full(_table_size(len(tokens)), NO_ID, np.int32)
+        fill_vocabulary(arena, starts, slots)
+        byte_ids = np.zeros(256, np.int64)
         for token, text in enumerate(tokens):
             if len(text) == 1:
-                self._byte_ids[text[0]] = token
+                byte_ids[text[0]] = token
+        pairs = np.full(_table_size(len(merges)), 2**64 - 1, np.uint64)
+        byte_pairs = np.empty(256 * 256, np.int32)
+        lefts, rights, merged = (np.ascontiguousarray(column) for column in merges.T)
+        fill_pairs(lefts, rights, merged, pairs, byte_ids, byte_pairs)
+        self._tables = Tables(
+            character_classes(), byte_ids, arena, starts, slots, pairs, byte_pairs
+        )
+        n_short = sum(len(token) <= SHORT_BYTES for token in tokens)
+        self._short = np.zeros((_table_size(n_short + MAX_LEARNT), 2), np.uint64)
+        n_medium = len(tokens) - n_short + MAX_LEARNT
+        self._medium = np.zeros((_table_size(n_medium), 4), np.uint64)
+        fill_words(arena, starts, self._short, self._medium)
+        self._local = threading.local()
+
+    def _words(self) -> Words:
+        """Return this thread's table of words; a full one forgets what it has learnt."""
+        from puna.tokens.kernels.words import MAX_LEARNT, MEDIUM_BYTES, Words
+
+        words: Words | None = getattr(self._local, "words", None)
+        if words is None:
+            ids = np.empty(4 * MAX_LEARNT, np.uint32)
+            words = self._local.words = Words(
+                self._short.copy(), self._medium.copy(), ids, np.zeros(2, np.int64)
+            )
+        elif words.used[0] >= MAX_LEARNT or words.used[1] >= len(words.ids) - MEDIUM_BYTES:
+            words.short[:], words.medium[:] = self._short, self._medium
+            words.used[:] = 0
+        return words
 
     def encode(
         self, texts: Texts, bos: int | None = None, eos: int | None = None
@@ -57,21 +87,23 @@ class BulkEncoder:
         Returns:
             The ids of all documents and the number of ids of each.
         """
-        from puna.tokens.kernel import NO_ID, encode_documents
+        from puna.tokens.kernels.bits import padded
+        from puna.tokens.kernels.documents import SLACK_IDS, encode_documents
+        from puna.tokens.kernels.merge import NO_ID
 
-        data, offsets = texts
-        n_docs = len(offsets) - 1
-        out = np.empty(int(offsets[-1] - offsets[0]) + 2 * n_docs, np.uint32)
+        first, end = int(texts.offsets[0]), int(texts.offsets[-1])
+        n_docs = len(texts)
+        out = np.empty(end - first + 2 * n_docs + SLACK_IDS, np.uint32)
         lengths = np.empty(n_docs, np.int64)
         n_out = encode_documents(
-            data, offsets, NO_ID if bos is None else bos, NO_ID if eos is None else eos,
-            self._classes, self._byte_ids, self._arena, self._starts, self._slots, self._keys,
-            self._values, out, lengths,
+            padded(texts.data[first:end]), texts.offsets - first,
+            NO_ID if bos is None else bos, NO_ID if eos is None else eos,
+            self._tables, self._words(), out, lengths,
         )  # fmt: skip
         return out[:n_out], lengths
 
 
-def bulk_encoder(definition: dict[str, Any]) -> BulkEncoder | None:
+def bulk_encoder(definition: Mapping[str, Any]) -> BulkEncoder | None:
     """Make the compiled encoder of a tokenizer, when it is of Llama 3's kind.
 
     That is: byte-level BPE over all 256 bytes with Llama 3's pattern, no normalisation, whole
@@ -83,6 +115,8 @@ def bulk_encoder(definition: dict[str, Any]) -> BulkEncoder | None:
     Returns:
         The encoder, or None when the tokenizer is of another kind.
     """
+    from puna.tokens.kernels.merge import MAX_ID
+
     model = definition.get("model") or {}
     plain = not any(
         model.get(key)
@@ -99,14 +133,13 @@ def bulk_encoder(definition: dict[str, Any]) -> BulkEncoder | None:
         return None
     vocab: dict[str, int] = model["vocab"]
     alphabet = byte_alphabet()
-    by_id = sorted(vocab.items(), key=lambda item: item[1])
-    if [token for _, token in by_id] != list(
-        range(len(vocab))
-    ) or not alphabet.keys() <= vocab.keys():
+    texts = sorted(vocab, key=vocab.__getitem__)
+    if not set().union(*texts) <= alphabet.keys() <= vocab.keys():
         return None
-    if not all(alphabet.keys() >= set(text) for text in vocab):
+    if vocab[texts[-1]] != len(vocab) - 1 or len(vocab) > MAX_ID:
         return None
-    tokens = [bytes(alphabet[char] for char in text) for text, _ in by_id]
+    table = {ord(char): byte for char, byte in alphabet.items()}
+    tokens = [text.translate(table).encode("latin-1") for text in texts]
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     merges = np.array(
         [(vocab[left], vocab[right], vocab[left + right]) for left, right in pairs], np.int64
@@ -126,7 +159,7 @@ def character_classes() -> UInt8[np.ndarray, " n_code_points"]:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
-    from puna.tokens.kernel import LETTER, NEWLINE, NUMBER, SPACE
+    from puna.tokens.kernels.scan import LETTER, NEWLINE, NUMBER, SPACE
 
     table = np.zeros(_CLASSIFIED, np.uint8)
     for pattern, kind in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", SPACE)):
@@ -143,4 +176,5 @@ def character_classes() -> UInt8[np.ndarray, " n_code_points"]:
 
 
 def _table_size(n_entries: int) -> int:
-    return 1 << max(4, (2 * n_entries).bit_length())
+    """Return a power of two, of which the entries fill two thirds at most."""
+    return 1 << max(4, (3 * n_entries // 2).bit_length())

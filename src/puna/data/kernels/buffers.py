@@ -89,25 +89,26 @@ def kernel(function: Any) -> Any:
         return njit(nogil=True)(stamped)
 
 
-def _digest_of_sources() -> str:
+@functools.cache
+def _digest_of_sources(folder: Path) -> str:
     digest = xxhash.xxh3_64()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-_SOURCES = _digest_of_sources()
-
-
 def _stamped(function: Any) -> Any:
-    """Give a function a closure variable that holds the digest of all kernel sources.
+    """Give a function a closure variable that holds the digest of the kernel sources.
+
+    These are the files of this folder and of the function's own.
 
     Numba's cache on disk looks at the file of a function and at its closure, but not at functions
     of other files that were compiled into it: without the digest, a change to a helper would leave
     stale machine code behind.
     """
     code = function.__code__.replace(co_freevars=("_sources",))
-    cell = types.CellType(_SOURCES)
+    folders = (Path(__file__).parent, Path(function.__code__.co_filename).parent)
+    cell = types.CellType("".join(map(_digest_of_sources, folders)))
     stamped = types.FunctionType(code, function.__globals__, function.__name__, None, (cell,))
     return functools.update_wrapper(stamped, function)
 

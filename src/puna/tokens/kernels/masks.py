@@ -1,0 +1,144 @@
+r"""Cutting ASCII text into pieces 64 bytes at a time, with one bit per byte.
+
+In ASCII text almost every border between pieces follows from the classes of a byte and of its
+neighbours, so the borders of 64 bytes come out of some thirty operations on 64-bit masks. With L
+letters, N digits, S spaces but line breaks, R line breaks and O all others, a piece starts at
+
+- L after anything but L, S, and an O that itself starts a piece (those two join the word);
+- N after anything but N, and every three digits;
+- O after anything but O and " ";
+- R after anything but O, S and R;
+- S after anything but S, and at the last S of a run before L, N or O (it joins what follows).
+
+What needs a look further away makes a block *hard*, and :func:`~puna.tokens.kernels.scan.piece_end`
+cuts it piece by piece: bytes that are no ASCII in or near the block, and line breaks that follow
+spaces that follow line breaks. Contractions ('s, 'll) are looked up one by one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from puna.data.kernels.buffers import Array, kernel
+from puna.tokens.kernels.bits import BLOCK, first_bit, range_mask
+from puna.tokens.kernels.scan import Word, contraction
+
+NONE = np.uint64(0)
+_ONE = np.uint64(1)
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+_REACH = 4
+"""A border depends on no more than this many bytes before it."""
+
+Masks = tuple[Word, Word, Word, Word, Word, Word, Word]
+"""Bits of a block: letters, digits, spaces, line breaks, others, " ", bytes that are no ASCII."""
+
+NO_MASKS: Masks = (NONE, NONE, NONE, NONE, NONE, NONE, NONE)
+
+
+@kernel
+def class_masks(data: Array, at: int, end: int) -> Masks:
+    """Return the classes of the 64 bytes from ``at``; those from ``end`` on have none."""
+    if at >= end:
+        return NO_MASKS
+    valid = _ALL if end - at >= BLOCK else (_ONE << np.uint64(end - at)) - _ONE
+    zero, one = np.uint8(0), np.uint8(1)
+    letter = range_mask(data, at, np.uint8(0x20), np.uint8(0x61), np.uint8(26)) & valid
+    digit = range_mask(data, at, zero, np.uint8(0x30), np.uint8(10)) & valid
+    newline = range_mask(data, at, zero, np.uint8(0x0A), one)
+    newline = (newline | range_mask(data, at, zero, np.uint8(0x0D), one)) & valid
+    blank = range_mask(data, at, zero, np.uint8(0x20), one) & valid
+    space = blank | (range_mask(data, at, zero, np.uint8(0x09), np.uint8(5)) & valid)
+    space &= ~newline
+    wide = range_mask(data, at, zero, np.uint8(0x80), np.uint8(0x80)) & valid
+    other = valid & ~(letter | digit | space | newline | wide)
+    return letter, digit, space, newline, other, blank, wide
+
+
+@kernel
+def _before(now: Word, previous: Word, n: int) -> Word:
+    """Return at each place the bit that stands ``n`` places before."""
+    return (now << np.uint64(n)) | (previous >> np.uint64(BLOCK - n))
+
+
+@kernel
+def is_hard(data: Array, at: int, end: int, was_hard: bool, previous: Masks, now: Masks,
+            following: Masks) -> bool:  # fmt: skip
+    """Tell whether the borders of the block at ``at`` do not follow from its masks."""
+    _, digit, space, newline, _, _, wide = now
+    near = wide | (previous[6] >> np.uint64(BLOCK - _REACH)) | (following[6] & np.uint64(0xF))
+    # a run of digits that comes out of a block whose borders are not known
+    if near != NONE or (
+        was_hard and (digit & (previous[1] >> np.uint64(BLOCK - 1)) & _ONE) != NONE
+    ):
+        return True
+    # adding 1 where spaces follow a line break carries to the end of the run
+    carried = space + (space & _before(newline, previous[3], 1))
+    if (carried & ~space & newline) != NONE:
+        return True
+    if carried < space:
+        at += BLOCK
+        while at < end and (data[at] == 0x20 or data[at] == 0x09 or 0x0B <= data[at] <= 0x0C):
+            at += 1
+        return at < end and (data[at] == 0x0A or data[at] == 0x0D)
+    return False
+
+
+@kernel
+def piece_starts(
+    previous: Masks, now: Masks, following: Masks, others_before: Word, digits_before: Word
+) -> tuple[Word, Word, Word]:
+    """Return where pieces start in a block that is not hard, contractions left aside.
+
+    Args:
+        previous: Masks of the block before.
+        now: Masks of the block.
+        following: Masks of the block behind.
+        others_before: Places in the block before where others start a piece.
+        digits_before: Places in the block before where digits start a piece.
+
+    Returns:
+        All starts, those of others, and those of digits.
+    """
+    letter, digit, space, newline, other, blank, _ = now
+    after_other = _before(other, previous[4], 1)
+    after_space = _before(space, previous[2], 1)
+    others = other & ~after_other & ~_before(blank, previous[5], 1)
+    letters = letter & ~_before(letter, previous[0], 1) & ~after_space
+    letters &= ~_before(others, others_before, 1)
+    after_digit = _before(digit, previous[1], 1)
+    third = digit & after_digit & _before(digit, previous[1], 2)
+    digits = (digit & ~after_digit) | (_before(NONE, digits_before, 3) & third)
+    more = digits
+    while more != NONE:
+        more = (more << np.uint64(3)) & third & ~digits
+        digits |= more
+    newlines = newline & ~after_other & ~after_space & ~_before(newline, previous[3], 1)
+    joins = letter | digit | other
+    before_join = (joins >> _ONE) | (
+        (following[0] | following[1] | following[4]) << np.uint64(BLOCK - 1)
+    )
+    spaces = space & (~after_space | before_join)
+    return letters | digits | others | newlines | spaces, others, digits
+
+
+@kernel
+def contraction_ends(data: Array, at: int, end: int, others: Word) -> tuple[Word, Word]:
+    """Return where contractions end in a block, and in the block behind it.
+
+    Args:
+        data: The text.
+        at: Start of the block.
+        end: End of the text.
+        others: Places where others start a piece.
+    """
+    quotes = others & range_mask(data, at, np.uint8(0), np.uint8(0x27), np.uint8(1))
+    here, behind = NONE, NONE
+    while quotes != NONE:
+        place = first_bit(quotes)
+        quotes &= quotes - _ONE
+        length = contraction(data, at + place, end)
+        if length and place + length < BLOCK:
+            here |= _ONE << np.uint64(place + length)
+        elif length:
+            behind |= _ONE << np.uint64(place + length - BLOCK)
+    return here, behind
