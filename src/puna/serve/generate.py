@@ -117,6 +117,7 @@ class Endpoint(Generic[AnyBody]):
         except asyncio.CancelledError:
             dispatcher.cancel(job, "shutdown")
             abort()
+            await asyncio.sleep(0)  # uvicorn learns that the connection is gone
         finally:
             stuck.cancel()
             watcher.cancel()
