@@ -43,8 +43,9 @@ def read_ranks(path: Path) -> list[bytes]:
         try:
             text, rank = line.split()
             token = base64.b64decode(text, validate=True)
-            if tokens.setdefault(int(rank), token) is not token or not token:
-                raise ValueError(f"rank {int(rank)} occurs twice, or its token is empty")
+            if int(rank) in tokens or not token:
+                raise ValueError(f"rank {int(rank)} occurs twice" if token else "an empty token")
+            tokens[int(rank)] = token
         except (ValueError, binascii.Error) as error:
             shown = line[:60].decode("utf-8", "backslashreplace")
             raise PunaError(f"{path}, line {number}: {shown!r} is not a token in base64 and a rank"
