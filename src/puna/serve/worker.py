@@ -167,7 +167,7 @@ class Worker(threading.Thread):
             for request_id in failed:
                 engine.cancel(request_id)
             return [Failed(id_, error, is_refused=False) for id_ in failed]
-        if events:
+        if any(event.finish != "cancelled" for event in events):  # something was computed
             self._n_failed_steps = 0
         for event in events:
             if event.finish is not None:
