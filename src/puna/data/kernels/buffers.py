@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import xxhash
-from numba import njit
+from numba import cfunc, njit
 
 Array = Any
 """A numpy array inside a compiled kernel (numba has no types that a checker could read)."""
@@ -87,6 +87,30 @@ def kernel(function: Any) -> Any:
         if "cannot cache" not in str(error):
             raise
         return njit(nogil=True)(stamped)
+
+
+def native(signature: Any) -> Any:
+    """Compile a function with C's calling convention, for kernels that call it by its address.
+
+    A kernel that calls another kernel contains it, compiled anew. Cached like those.
+
+    Args:
+        signature: Numba's, ``types.void(types.int64)``.
+
+    Returns:
+        A decorator; the result has an ``address``.
+    """
+
+    def decorate(function: Any) -> Any:
+        stamped = _stamped(function)
+        try:
+            return cfunc(signature, cache=True)(stamped)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return cfunc(signature)(stamped)
+
+    return decorate
 
 
 @functools.cache

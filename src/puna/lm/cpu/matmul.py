@@ -1,89 +1,98 @@
 """Weight rows times tokens, in tiles.
 
 A token's results are computed by the same instructions in the same order whatever other tokens
-there are (see :mod:`puna.lm.cpu.intrinsics`).
+there are (see :mod:`puna.lm.cpu.vectors`).
 """
 
 from __future__ import annotations
 
-from puna.data.kernels.buffers import Array, Int, kernel
-from puna.lm.cpu.intrinsics import FLOAT32, INT8, load_float, make_tile
+import llvmlite.binding as llvm
+from numba import types
 
-SCRATCH = 16
-"""Floats of scratch that each thread needs: the sums of a tile, few enough to stay in registers."""
+from puna.data.kernels.buffers import Int, native
+from puna.lm.cpu.vectors import IS_WIDE, make_tile
 
-_tile_8_2, _tile_8_1 = make_tile(2, 8), make_tile(1, 8)
-_tile_4_4, _tile_4_1 = make_tile(4, 4), make_tile(1, 4)
-_tile_2_4, _tile_2_1 = make_tile(4, 2), make_tile(1, 2)
-_tile_1_2, dot = make_tile(2, 1), make_tile(1, 1)
+AHEAD_BYTES = 4096
+"""Prefetched ahead in rows that lie one after the other."""
+_WIDE = IS_WIDE
+
+# One token is limited by memory, and one row at a time is what memory delivers fastest. With more
+# tokens, two rows share each load of a token's values; their sums still fit into the registers.
+_tile_2_8, _tile_2_2, _tile_1_1 = make_tile(2, 8), make_tile(2, 2), make_tile(1, 1)
+_ROWS_OF_4 = 2 if _WIDE else 1
+_tile_r_4 = make_tile(_ROWS_OF_4, 4)
+
+_SIGNATURE = types.void(*[types.int64] * 13)
 
 
-@kernel
-def multiply(
-    kind: Int, weights: Int, row_bytes: Int, scales: Int, first: Int, last: Int, inputs: Array,
-    n_tokens: Int, size: Int, out: Array, adds: Int, scratch: Array,
+@native(_SIGNATURE)
+def _multiply(
+    kind: Int, weights: Int, row_bytes: Int, scales: Int, n_rows: Int, ahead: Int, inputs: Int,
+    input_bytes: Int, n_tokens: Int, size: Int, out: Int, out_bytes: Int, adds: Int,
 ) -> None:  # fmt: skip
-    """Compute ``out[t, row] = weights[row] . inputs[t]`` for the rows ``first`` to ``last``.
-
-    Args:
-        kind: Of the weights.
-        weights: Address of row 0.
-        row_bytes: From row to row.
-        scales: Address of one float32 per row; only for int8.
-        first: First row.
-        last: Row after the last one.
-        inputs: float32 (tokens, at least ``size``), rows contiguous.
-        n_tokens: Tokens of ``inputs`` and ``out``.
-        size: Columns of the weights.
-        out: float32 (tokens, at least ``last``).
-        adds: Whether to add to what stands in ``out`` instead of replacing it.
-        scratch: float32, :data:`SCRATCH`.
-    """
-    base, stride, to = inputs.ctypes.data, inputs.strides[0], scratch.ctypes.data
     token = 0
     while token < n_tokens:
         left = n_tokens - token
-        given = base + token * stride
-        row = first
-        if left >= 8:
-            taken, step = 8, 2
+        x, y, row = inputs + token * input_bytes, out + token * out_bytes, 0
+        if left >= 8 and _WIDE:
+            taken = 8
+            while row + 2 <= n_rows:
+                _tile_2_8(
+                    kind, weights + row * row_bytes, row_bytes, scales + 4 * row, ahead, x,
+                    input_bytes, size, y + 4 * row, out_bytes, adds,
+                )  # fmt: skip
+                row += 2
         elif left >= 4:
-            taken, step = 4, 4
+            taken = 4
+            while row + _ROWS_OF_4 <= n_rows:
+                _tile_r_4(
+                    kind, weights + row * row_bytes, row_bytes, scales + 4 * row, ahead, x,
+                    input_bytes, size, y + 4 * row, out_bytes, adds,
+                )  # fmt: skip
+                row += _ROWS_OF_4
         elif left >= 2:
-            taken, step = 2, 4
+            taken = 2
+            while row + 2 <= n_rows:
+                _tile_2_2(
+                    kind, weights + row * row_bytes, row_bytes, scales + 4 * row, ahead, x,
+                    input_bytes, size, y + 4 * row, out_bytes, adds,
+                )  # fmt: skip
+                row += 2
         else:
-            taken, step = 1, 2
-        while row < last:
-            if last - row < step:
-                step = 1
-            at = weights + row * row_bytes
-            if taken == 8:
-                if step == 2:
-                    _tile_8_2(kind, at, row_bytes, given, stride, size, to)
-                else:
-                    _tile_8_1(kind, at, row_bytes, given, stride, size, to)
-            elif taken == 4:
-                if step == 4:
-                    _tile_4_4(kind, at, row_bytes, given, stride, size, to)
-                else:
-                    _tile_4_1(kind, at, row_bytes, given, stride, size, to)
-            elif taken == 2:
-                if step == 4:
-                    _tile_2_4(kind, at, row_bytes, given, stride, size, to)
-                else:
-                    _tile_2_1(kind, at, row_bytes, given, stride, size, to)
-            elif step == 2:
-                _tile_1_2(kind, at, row_bytes, given, stride, size, to)
-            else:
-                dot(kind, at, row_bytes, given, stride, size, to)
+            taken = 1
+        while row < n_rows:
             for t in range(taken):
-                for r in range(step):
-                    value = scratch[t * step + r]
-                    if kind == INT8:
-                        value *= load_float(FLOAT32, scales + 4 * (row + r))
-                    if adds:
-                        out[token + t, row + r] += value
-                    else:
-                        out[token + t, row + r] = value
-            row += step
+                _tile_1_1(
+                    kind, weights + row * row_bytes, row_bytes, scales + 4 * row, ahead,
+                    x + t * input_bytes, input_bytes, size, y + t * out_bytes + 4 * row, out_bytes,
+                    adds,
+                )  # fmt: skip
+            row += 1
         token += taken
+
+
+# Kernels call it by name: linked into each of them it would be compiled a dozen times.
+llvm.add_symbol("puna_multiply", _multiply.address)
+multiply = types.ExternalFunction("puna_multiply", _SIGNATURE)
+"""Compute ``out[t, row] = weights[row] . inputs[t]`` for some rows and all tokens.
+
+With more tokens than a tile has, the rows are read again for every tile of tokens: they should fit
+into the second-level cache.
+
+``multiply(kind, weights, row_bytes, scales, n_rows, ahead, inputs, input_bytes, n_tokens, size,
+out, out_bytes, adds)``:
+
+- kind: Of the weights.
+- weights: Address of the first row.
+- row_bytes: From row to row.
+- scales: Address of the scale of the first row; int8 only.
+- n_rows: Rows.
+- ahead: Bytes that prefetching is ahead.
+- inputs: Address of the first token's float32 vector.
+- input_bytes: From token to token.
+- n_tokens: Tokens.
+- size: Columns.
+- out: Address of the first token's result of the first row, float32.
+- out_bytes: From token to token.
+- adds: Whether to add to what stands in ``out`` instead of replacing it.
+"""

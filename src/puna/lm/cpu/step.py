@@ -1,156 +1,42 @@
 """A whole forward of few tokens, run by every thread of a crew at once.
 
-Each matrix is split between the threads by rows; between two matrices the threads wait for each
-other by spinning on a counter, for less than a microsecond when all of them run. Attention is split
-by (token, key/value head). Sums never cross threads, so their number changes no bit.
+Per layer there are five stages, which threads share piece by piece (:mod:`puna.lm.cpu.schedule`):
+queries, keys and values of a head, rotated, keys and values stored; attention; its output; the
+gate; the feed-forward's output.
 
 Activations are float32; weights and cache may be bfloat16, weights also int8.
 
-Shapes: N tokens, C dim, F ffn_dim, Q dim + 2 * kv_dim, L layers, H head_dim / 2, M blocks of a
-request, R rows of logits, V vocab_size.
+Shapes: see :mod:`puna.lm.cpu.structures`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numba import types
 
 from puna.data.kernels.buffers import Int, kernel
-from puna.lm.cpu.elementwise import attend, copy_head, embed, gate, normalise, rotate
-from puna.lm.cpu.intrinsics import WIDTHS, atomic_add, atomic_load, pause
-from puna.lm.cpu.matmul import multiply
+from puna.lm.cpu.attention import attend, join, span_keys
+from puna.lm.cpu.elementwise import copy_head, embed, gate, normalise, rotate
+from puna.lm.cpu.intrinsics import WIDTHS, atomic_add
+from puna.lm.cpu.matmul import AHEAD_BYTES, multiply
+from puna.lm.cpu.schedule import finish, rows_per_piece, take, wait
+from puna.lm.cpu.structures import (
+    STAGES_PER_LAYER,
+    W1,
+    W2,
+    W3,
+    WK,
+    WO,
+    WQ,
+    WV,
+    Buffers,
+    Cache,
+    Call,
+    Shape,
+    Weights,
+)
 
-WQ, WK, WV, WO, W1, W2, W3 = range(7)
-"""Columns of the tables of weights."""
-_SPINS_BEFORE_YIELD = 4000
-_WIDTHS = WIDTHS
-_yield_processor = types.ExternalFunction("sched_yield", types.int32())
-
-
-class Weights(NamedTuple):
-    """Where the parameters lie; the objects that own the memory are kept by the decoder.
-
-    Attributes:
-        kind: Of all matrices.
-        addresses_L7: Address of row 0 of each matrix, int64.
-        scales_L7: Address of the scales of its rows, int8 only.
-        norms_L2C: float32, before attention and before the feed-forward.
-        norm_C: float32, the last.
-        embedding: Address, kind as the others.
-        embedding_scales: Address.
-        head: Address.
-        head_scales: Address.
-        eps: Of the norms.
-    """
-
-    kind: int
-    addresses_L7: np.ndarray
-    scales_L7: np.ndarray
-    norms_L2C: np.ndarray
-    norm_C: np.ndarray
-    embedding: int
-    embedding_scales: int
-    head: int
-    head_scales: int
-    eps: np.float32
-
-
-class Shape(NamedTuple):
-    """Sizes of the model."""
-
-    dim: int
-    ffn_dim: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab_size: int
-
-
-class Cache(NamedTuple):
-    """The pool of blocks: kind of its values, address of each layer's keys and values, sizes."""
-
-    kind: int
-    keys_L: np.ndarray
-    values_L: np.ndarray
-    block_tokens: int
-
-
-class Call(NamedTuple):
-    """The tokens of one call.
-
-    Attributes:
-        tokens_N: Ids, int64.
-        positions_N: Position of each in its request, int64.
-        tables_NM: Blocks of each token's request, int32.
-        cos_NH: Rotation of each token, float32.
-        sin_NH: The same.
-        rows_R: Tokens whose logits are wanted, int64.
-        waits: Whether a token may see another one of the same call.
-    """
-
-    tokens_N: np.ndarray
-    positions_N: np.ndarray
-    tables_NM: np.ndarray
-    cos_NH: np.ndarray
-    sin_NH: np.ndarray
-    rows_R: np.ndarray
-    waits: int
-
-
-class Buffers(NamedTuple):
-    """Memory of the activations, at least as large as the call needs; float32.
-
-    Attributes:
-        counter: One int64, zero before the call: what the threads spin on.
-        x_NC: The residual stream.
-        normed_PNC: A copy of its norm for each thread.
-        qkv_NQ: Queries, keys and values.
-        mixed_NC: What attention gives.
-        gate_NF: Inside the feed-forward.
-        up_NF: Inside the feed-forward.
-        scores_PGS: Scratch of attention for each thread.
-        scratch_P16: Scratch of a tile for each thread.
-        logits_RV: The result.
-    """
-
-    counter: np.ndarray
-    x_NC: np.ndarray
-    normed_PNC: np.ndarray
-    qkv_NQ: np.ndarray
-    mixed_NC: np.ndarray
-    gate_NF: np.ndarray
-    up_NF: np.ndarray
-    scores_PGS: np.ndarray
-    scratch_P16: np.ndarray
-    logits_RV: np.ndarray
-
-
-@kernel
-def meet(counter: Int, target: Int) -> None:
-    """Wait until all threads have come here; the counter then stands at ``target``.
-
-    A thread that spins for long gives its processor away: the one it waits for may need it.
-    """
-    atomic_add(counter, 1)
-    spins = 0
-    while atomic_load(counter) < target:
-        spins += 1
-        if spins < _SPINS_BEFORE_YIELD:
-            pause()
-        else:
-            _yield_processor()
-
-
-@kernel
-def share(n_rows: Int, thread: Int, n_threads: Int) -> tuple[Int, Int]:
-    """Return the first and the last + 1 of a thread's rows, in groups of 4 (whole tiles)."""
-    groups = (n_rows + 3) // 4
-    return (
-        min(n_rows, groups * thread // n_threads * 4),
-        min(n_rows, groups * (thread + 1) // n_threads * 4),
-    )
+_WIDTHS, _AHEAD_BYTES, _STAGES_PER_LAYER = WIDTHS, AHEAD_BYTES, STAGES_PER_LAYER
+_ONE = np.float32(1.0)
 
 
 @kernel
@@ -159,113 +45,209 @@ def forward(
     buffers: Buffers,
 ) -> None:  # fmt: skip
     """Do one thread's part of a forward."""
-    w, b = weights, buffers
-    n, dim, ffn = len(call.tokens_N), shape.dim, shape.ffn_dim
-    kv_dim = shape.n_kv_heads * shape.head_dim
-    counter = b.counter.ctypes.data
-    normed, scratch = b.normed_PNC[thread], b.scratch_P16[thread]
-    width = _WIDTHS[w.kind]
-    met = 0
-    for t in range(thread, n, n_threads):
-        token = call.tokens_N[t]
-        scale = w.embedding_scales + 4 * token if w.embedding_scales else 0
-        embed(w.kind, w.embedding + token * dim * width, scale, b.x_NC[t])
-    for layer in range(len(w.addresses_L7)):
-        at, scales = w.addresses_L7[layer], w.scales_L7[layer]
-        met += n_threads
-        meet(counter, met)
-        for t in range(n):
-            normalise(b.x_NC[t], w.norms_L2C[layer, 0], w.eps, normed[t], scratch)
-        start = 0
-        for which in (WQ, WK, WV):
-            rows = dim if which == WQ else kv_dim
-            first, last = share(rows, thread, n_threads)
-            multiply(
-                w.kind, at[which], dim * width, scales[which], first, last, normed, n, dim,
-                b.qkv_NQ[:, start : start + rows], 0, scratch,
-            )  # fmt: skip
-            start += rows
-        met += n_threads
-        meet(counter, met)
-        if call.waits:
-            mix(thread, n_threads, layer, shape, cache, call, b, True, False)
-            met += n_threads
-            meet(counter, met)
-            mix(thread, n_threads, layer, shape, cache, call, b, False, True)
-        else:
-            mix(thread, n_threads, layer, shape, cache, call, b, True, True)
-        met += n_threads
-        meet(counter, met)
-        first, last = share(dim, thread, n_threads)
-        multiply(
-            w.kind, at[WO], dim * width, scales[WO], first, last, b.mixed_NC, n, dim, b.x_NC, 1,
-            scratch,
-        )  # fmt: skip
-        met += n_threads
-        meet(counter, met)
-        for t in range(n):
-            normalise(b.x_NC[t], w.norms_L2C[layer, 1], w.eps, normed[t], scratch)
-        first, last = share(ffn, thread, n_threads)
-        multiply(
-            w.kind, at[W1], dim * width, scales[W1], first, last, normed, n, dim, b.gate_NF, 0,
-            scratch,
-        )  # fmt: skip
-        multiply(
-            w.kind, at[W3], dim * width, scales[W3], first, last, normed, n, dim, b.up_NF, 0,
-            scratch,
-        )  # fmt: skip
-        gate(b.gate_NF, b.up_NF, n, first, last)
-        met += n_threads
-        meet(counter, met)
-        first, last = share(dim, thread, n_threads)
-        multiply(
-            w.kind, at[W2], ffn * width, scales[W2], first, last, b.gate_NF, n, ffn, b.x_NC, 1,
-            scratch,
-        )  # fmt: skip
-    met += n_threads
-    meet(counter, met)
-    n_rows = len(call.rows_R)
-    for i in range(n_rows):
-        normalise(b.x_NC[call.rows_R[i]], w.norm_C, w.eps, normed[i], scratch)
-    first, last = share(shape.vocab_size, thread, n_threads)
-    multiply(
-        w.kind, w.head, dim * width, w.head_scales, first, last, normed, n_rows, dim, b.logits_RV,
-        0, scratch,
-    )  # fmt: skip
+    n_tokens = len(call.tokens_N)
+    progress = buffers.progress_T.ctypes.data
+    piece = take(progress, 0, n_tokens)
+    while piece < n_tokens:
+        token = call.tokens_N[piece]
+        row = weights.embedding + token * shape.dim * _WIDTHS[weights.kind]
+        embed(weights.kind, row, weights.embedding_scales + 4 * token, buffers.x_NC[piece])
+        finish(progress, 0)
+        piece = take(progress, 0, n_tokens)
+    wait(progress, 0, n_tokens)
+    stage = 1
+    for layer in range(len(weights.addresses_L7)):
+        _project(thread, stage, layer, weights, shape, cache, call, buffers)
+        _mix(thread, stage + 1, layer, shape, cache, call, buffers)
+        _add(n_threads, stage + 2, layer, WO, weights, shape, call, buffers)
+        _gate(thread, n_threads, stage + 3, layer, weights, shape, call, buffers)
+        _add(n_threads, stage + 4, layer, W2, weights, shape, call, buffers)
+        stage += _STAGES_PER_LAYER
+    if len(call.rows_R):
+        _head(thread, n_threads, stage, weights, shape, call, buffers)
 
 
 @kernel
-def mix(
-    thread: Int, n_threads: Int, layer: Int, shape: Shape, cache: Cache, call: Call,
-    buffers: Buffers, stores: Int, attends: Int,
+def _project(
+    thread: Int, stage: Int, layer: Int, weights: Weights, shape: Shape, cache: Cache, call: Call,
+    buffers: Buffers,
 ) -> None:  # fmt: skip
-    """Rotate and store keys and values, and attend, for a thread's (token, head) pairs."""
-    size, n_kv = shape.head_dim, shape.n_kv_heads
-    group, width = shape.n_heads // n_kv, _WIDTHS[cache.kind]
-    slot_bytes = n_kv * size * width
+    """Compute queries, keys and values; a piece is one head of all tokens."""
+    n_heads, n_kv, size, dim = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.dim
+    n_pieces, n_tokens = n_heads + 2 * n_kv, len(call.tokens_N)
+    progress = buffers.progress_T.ctypes.data
+    normed_NC, qkv_NQ = buffers.normed_PNC[thread], buffers.qkv_NQ
+    row_bytes, cached = dim * _WIDTHS[weights.kind], _WIDTHS[cache.kind]
     scale = np.float32(1.0 / np.sqrt(size))
-    for item in range(thread, len(call.tokens_N) * n_kv, n_threads):
-        t, head = item // n_kv, item % n_kv
-        qkv, position, table = buffers.qkv_NQ[t], call.positions_N[t], call.tables_NM[t]
-        at_q, at_k = head * group * size, (n_kv * group + head) * size
-        at_v = at_k + n_kv * size
-        keys = cache.keys_L[layer] + head * size * width
-        values = cache.values_L[layer] + head * size * width
-        if stores:
-            for i in range(group):
-                q = qkv[at_q + i * size : at_q + (i + 1) * size]
-                rotate(q, call.cos_NH[t], call.sin_NH[t])
-                for c in range(size):
-                    q[c] *= scale
-            rotate(qkv[at_k : at_k + size], call.cos_NH[t], call.sin_NH[t])
-            slot = np.int64(table[position // cache.block_tokens]) * cache.block_tokens
-            slot = (slot + position % cache.block_tokens) * slot_bytes
-            copy_head(qkv[at_k : at_k + size], cache.kind, keys + slot)
-            copy_head(qkv[at_v : at_v + size], cache.kind, values + slot)
-        if attends:
-            attend(
-                qkv[at_q : at_q + group * size].reshape(group, size), cache.kind, keys, values,
-                slot_bytes, table, cache.block_tokens, position + 1, buffers.scores_PGS[thread],
-                buffers.mixed_NC[t, at_q : at_q + group * size].reshape(group, size),
-                buffers.scratch_P16[thread],
+    is_ready = False
+    piece = take(progress, stage, n_pieces)
+    while piece < n_pieces:
+        if not is_ready:
+            normalise(
+                buffers.x_NC, weights.norm_kind, weights.norms_L2[layer, 0], weights.eps, 0,
+                n_tokens, normed_NC,
             )  # fmt: skip
+            is_ready = True
+        if piece < n_heads:
+            which, head = WQ, piece
+        elif piece < n_heads + n_kv:
+            which, head = WK, piece - n_heads
+        else:
+            which, head = WV, piece - n_heads - n_kv
+        row, column = head * size, piece * size
+        multiply(
+            weights.kind, weights.addresses_L7[layer, which] + row * row_bytes, row_bytes,
+            weights.scales_L7[layer, which] + 4 * row, size, _AHEAD_BYTES, normed_NC.ctypes.data,
+            normed_NC.strides[0], n_tokens, dim, qkv_NQ.ctypes.data + 4 * column,
+            qkv_NQ.strides[0], 0,
+        )  # fmt: skip
+        for t in range(n_tokens):
+            x_D = qkv_NQ[t, column : column + size]
+            if which == WQ:
+                rotate(x_D, call.cos_NH[t], call.sin_NH[t], scale)
+                continue
+            if which == WK:
+                rotate(x_D, call.cos_NH[t], call.sin_NH[t], _ONE)
+            position, in_block = call.positions_N[t], cache.block_tokens
+            block = np.int64(call.tables_NM[t, position // in_block])
+            slot = (block * in_block + position % in_block) * n_kv + head
+            base = cache.keys_L[layer] if which == WK else cache.values_L[layer]
+            copy_head(x_D, cache.kind, base + slot * size * cached)
+        finish(progress, stage)
+        piece = take(progress, stage, n_pieces)
+    wait(progress, stage, n_pieces)
+
+
+@kernel
+def _mix(
+    thread: Int, stage: Int, layer: Int, shape: Shape, cache: Cache, call: Call, buffers: Buffers
+) -> None:
+    """Attend; a piece is a span of the keys of one token and key/value head.
+
+    Whoever finishes the last span of a head joins them.
+    """
+    n_kv, size = shape.n_kv_heads, shape.head_dim
+    group, n_tokens = shape.n_heads // n_kv, len(call.tokens_N)
+    most = 0
+    for t in range(n_tokens):
+        n_keys = call.positions_N[t] + 1
+        most = max(most, (n_keys - 1) // span_keys(n_keys) + 1)
+    n_pieces = n_tokens * n_kv * most
+    progress, joined = buffers.progress_T.ctypes.data, buffers.joined_NK
+    head_bytes = size * _WIDTHS[cache.kind]
+    piece = take(progress, stage, n_pieces)
+    while piece < n_pieces:
+        span, head, t = piece % most, piece // most % n_kv, piece // most // n_kv
+        n_keys = call.positions_N[t] + 1
+        keys_per_span = span_keys(n_keys)
+        n_spans = (n_keys - 1) // keys_per_span + 1
+        if span < n_spans:
+            first, last = head * group * size, (head + 1) * group * size
+            parts_ZGE = buffers.parts_NKZGE[t, head]
+            attend(
+                buffers.qkv_NQ[t, first:last].reshape(group, size), cache.kind,
+                cache.keys_L[layer] + head * head_bytes, cache.values_L[layer] + head * head_bytes,
+                n_kv * head_bytes, call.tables_NM[t], cache.block_tokens, span * keys_per_span,
+                min(n_keys, (span + 1) * keys_per_span), buffers.scores_PGS[thread],
+                parts_ZGE[span], buffers.lanes_P16[thread],
+            )  # fmt: skip
+            count = joined.ctypes.data + 8 * (t * n_kv + head)
+            if atomic_add(count, 1) + 1 == (layer + 1) * n_spans:
+                join(parts_ZGE[:n_spans], buffers.mixed_NC[t, first:last].reshape(group, size))
+        finish(progress, stage)
+        piece = take(progress, stage, n_pieces)
+    wait(progress, stage, n_pieces)
+
+
+@kernel
+def _add(
+    n_threads: Int, stage: Int, layer: Int, which: Int, weights: Weights, shape: Shape, call: Call,
+    buffers: Buffers,
+) -> None:  # fmt: skip
+    """Add the output of attention (wo) or of the feed-forward (w2) to the residual stream."""
+    inputs = buffers.mixed_NC if which == WO else buffers.gate_NF
+    size = shape.dim if which == WO else shape.ffn_dim
+    row_bytes, progress = size * _WIDTHS[weights.kind], buffers.progress_T.ctypes.data
+    rows = rows_per_piece(shape.dim, row_bytes, n_threads)
+    n_pieces = (shape.dim + rows - 1) // rows
+    piece = take(progress, stage, n_pieces)
+    while piece < n_pieces:
+        row = piece * rows
+        multiply(
+            weights.kind, weights.addresses_L7[layer, which] + row * row_bytes, row_bytes,
+            weights.scales_L7[layer, which] + 4 * row, min(rows, shape.dim - row), _AHEAD_BYTES,
+            inputs.ctypes.data, inputs.strides[0], len(call.tokens_N), size,
+            buffers.x_NC.ctypes.data + 4 * row, buffers.x_NC.strides[0], 1,
+        )  # fmt: skip
+        finish(progress, stage)
+        piece = take(progress, stage, n_pieces)
+    wait(progress, stage, n_pieces)
+
+
+@kernel
+def _gate(
+    thread: Int, n_threads: Int, stage: Int, layer: Int, weights: Weights, shape: Shape,
+    call: Call, buffers: Buffers,
+) -> None:  # fmt: skip
+    """Compute silu(w1 x) * w3 x."""
+    dim, ffn_dim, n_tokens = shape.dim, shape.ffn_dim, len(call.tokens_N)
+    row_bytes, progress = dim * _WIDTHS[weights.kind], buffers.progress_T.ctypes.data
+    rows = rows_per_piece(ffn_dim, 2 * row_bytes, n_threads)
+    n_pieces = (ffn_dim + rows - 1) // rows
+    normed_NC = buffers.normed_PNC[thread]
+    is_ready = False
+    piece = take(progress, stage, n_pieces)
+    while piece < n_pieces:
+        if not is_ready:
+            normalise(
+                buffers.x_NC, weights.norm_kind, weights.norms_L2[layer, 1], weights.eps, 0,
+                n_tokens, normed_NC,
+            )  # fmt: skip
+            is_ready = True
+        first = piece * rows
+        last = min(ffn_dim, first + rows)
+        for which in (W1, W3):
+            out = buffers.gate_NF if which == W1 else buffers.up_NF
+            multiply(
+                weights.kind, weights.addresses_L7[layer, which] + first * row_bytes, row_bytes,
+                weights.scales_L7[layer, which] + 4 * first, last - first, _AHEAD_BYTES,
+                normed_NC.ctypes.data, normed_NC.strides[0], n_tokens, dim,
+                out.ctypes.data + 4 * first, out.strides[0], 0,
+            )  # fmt: skip
+        gate(buffers.gate_NF, buffers.up_NF, n_tokens, first, last)
+        finish(progress, stage)
+        piece = take(progress, stage, n_pieces)
+    wait(progress, stage, n_pieces)
+
+
+@kernel
+def _head(
+    thread: Int, n_threads: Int, stage: Int, weights: Weights, shape: Shape, call: Call,
+    buffers: Buffers,
+) -> None:  # fmt: skip
+    """Compute the logits of the tokens that want them."""
+    dim, n_rows = shape.dim, len(call.rows_R)
+    row_bytes, progress = dim * _WIDTHS[weights.kind], buffers.progress_T.ctypes.data
+    rows = rows_per_piece(shape.vocab_size, row_bytes, n_threads)
+    n_pieces = (shape.vocab_size + rows - 1) // rows
+    normed_NC, out = buffers.normed_PNC[thread], call.logits_RV
+    is_ready = False
+    piece = take(progress, stage, n_pieces)
+    while piece < n_pieces:
+        if not is_ready:
+            for i in range(n_rows):
+                normalise(
+                    buffers.x_NC, weights.norm_kind, weights.norm, weights.eps, call.rows_R[i], 1,
+                    normed_NC[i:],
+                )  # fmt: skip
+            is_ready = True
+        row = piece * rows
+        multiply(
+            weights.kind, weights.head + row * row_bytes, row_bytes,
+            weights.head_scales + 4 * row, min(rows, shape.vocab_size - row), _AHEAD_BYTES,
+            normed_NC.ctypes.data, normed_NC.strides[0], n_rows, dim, out.ctypes.data + 4 * row,
+            out.strides[0], 0,
+        )  # fmt: skip
+        finish(progress, stage)
+        piece = take(progress, stage, n_pieces)
+    wait(progress, stage, n_pieces)

@@ -1,0 +1,325 @@
+"""Products of weight rows with tokens, and sums of value rows, in vectors of a fixed width.
+
+The order of every addition is stated: a dot product has 16 partial sums, element ``i`` goes to sum
+``i % 16`` by a fused multiply-add, and the sums are added as a tree, ``i`` to ``i + 8`` first. That
+order is the same for any number of rows and tokens in a *tile*, and on any processor: a narrower
+one splits the 16 sums over several registers. So a token's result has the same bits whatever shares
+the call.
+
+Memory is the limit with few tokens. A tile prefetches the lines some kilobytes ahead in the order
+of their addresses, because the processor's own prefetching loses track of rows that are read side
+by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from puna.lm.cpu.intrinsics import (
+    BFLOAT16,
+    F32,
+    FLOAT32,
+    I32,
+    I64,
+    INT8,
+    LANES,
+    VECTOR,
+    WIDTHS,
+    emit_by_kind,
+    emit_load,
+    emit_store,
+    instruction,
+)
+
+_LINE_BYTES = 64
+_UNROLLED = 4  # vectors: 64 int8 weights, one cache line
+_PREFETCH_ROWS = 8
+
+IS_WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
+"""Whether one register holds 16 floats, and there are 32 of them: tiles may be larger."""
+
+
+def _constant(value: int) -> Any:
+    return ir.Constant(I64, value)
+
+
+def make_tile(n_rows: int, n_tokens: int) -> Any:
+    """Return an intrinsic that multiplies a few weight rows with a few tokens.
+
+    ``tile(kind, weights, row_bytes, scales, ahead, inputs, input_bytes, size, out, out_bytes,
+    adds)``: kind of the weights; addresses and strides in bytes; the address of the rows' scales
+    (int8 only); how many bytes ahead to prefetch; columns; whether to add to ``out``.
+    Writes ``out[token, row]``, the rows contiguous, as float32.
+
+    Args:
+        n_rows: Weight rows of the tile, a power of two.
+        n_tokens: Tokens of the tile, a power of two; the product at most 16.
+    """
+
+    @instruction
+    def tile(  # noqa: ANN202
+        typing_context, kind, weights, row_bytes, scales, ahead, inputs, input_bytes, size, out,  # noqa: ANN001
+        out_bytes, adds,  # noqa: ANN001
+    ):  # fmt: skip
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            emit_by_kind(
+                builder, args[0], len(WIDTHS),
+                lambda known: _emit_tile(builder, known, n_rows, n_tokens, args[1:]),
+            )  # fmt: skip
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 11), codegen
+
+    return tile
+
+
+def _emit_tile(builder: ir.IRBuilder, kind: int, n_rows: int, n_tokens: int, args: Any) -> None:
+    weights, row_bytes, scales, ahead, inputs, input_bytes, size, out, out_bytes, adds = args
+    rows = [builder.add(weights, builder.mul(row_bytes, _constant(r))) for r in range(n_rows)]
+    tokens = [builder.add(inputs, builder.mul(input_bytes, _constant(t))) for t in range(n_tokens)]
+    width = WIDTHS[kind]
+    far = builder.add(weights, ahead)
+
+    def add(sums: list[Any], values: list[Any], given: list[Any]) -> list[Any]:
+        pairs = [(v, g) for g in given for v in values]
+        return [_fma(builder, v, g, total) for (v, g), total in zip(pairs, sums, strict=True)]
+
+    def step(position: Any, sums: list[Any], n_vectors: int) -> list[Any]:
+        at_weight = builder.mul(position, _constant(width))
+        at_input = builder.mul(position, _constant(4))
+        here = [builder.add(row, at_weight) for row in rows]
+        if n_vectors > 1:
+            first = builder.add(far, builder.mul(at_weight, _constant(n_rows)))
+            for line in range(0, n_rows * n_vectors * LANES * width, _LINE_BYTES):
+                _prefetch(builder, builder.add(first, _constant(line)))
+        there = [builder.add(token, at_input) for token in tokens]
+        for vector in range(n_vectors):
+            shift = vector * LANES
+            values = [_vector(builder, a, shift, kind) for a in here]
+            given = [_vector(builder, a, shift, FLOAT32) for a in there]
+            sums = add(sums, values, given)
+        return sums
+
+    sums = [ir.Constant(VECTOR, [0.0] * LANES) for _ in range(n_rows * n_tokens)]
+    many = builder.and_(size, _constant(-_UNROLLED * LANES))
+    whole = builder.and_(size, _constant(-LANES))
+    sums = _loop(builder, _constant(0), many, _UNROLLED * LANES, sums, lambda i, s: step(i, s, 4))
+    sums = _loop(builder, many, whole, LANES, sums, lambda i, s: step(i, s, 1))
+    values = [cgutils.alloca_once(builder, VECTOR) for _ in rows]
+    given = [cgutils.alloca_once(builder, VECTOR) for _ in tokens]
+
+    def tail(position: Any, sums: list[Any]) -> list[Any]:
+        for kind_of, addresses, places in ((kind, rows, values), (FLOAT32, tokens, given)):
+            for address, place in zip(addresses, places, strict=True):
+                _copy_tail(builder, address, position, size, kind_of, place)
+        return add(sums, [builder.load(v) for v in values], [builder.load(g) for g in given])
+
+    sums = _loop(builder, whole, size, LANES, sums, tail)
+    totals = _tree_sums(builder, sums)
+    for t in range(n_tokens):
+        result = _part(builder, totals, t * n_rows, n_rows)
+        if kind == INT8:
+            result = builder.fmul(result, emit_load(builder, scales, FLOAT32, n_rows))
+        place = builder.add(out, builder.mul(out_bytes, _constant(t)))
+        old = emit_load(builder, place, FLOAT32, n_rows)
+        is_sum = builder.icmp_signed("!=", adds, _constant(0))
+        emit_store(builder, builder.select(is_sum, builder.fadd(old, result), result), place)
+
+
+def _vector(builder: ir.IRBuilder, address: Any, shift: int, kind: int) -> Any:
+    return emit_load(
+        builder, builder.add(address, _constant(shift * WIDTHS[kind])), kind, LANES
+    )  # fmt: skip
+
+
+def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    suffix = "f32" if a.type == F32 else f"v{LANES}f32"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(a.type, [a.type] * 3), f"llvm.fma.{suffix}"
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _prefetch(builder: ir.IRBuilder, address: Any) -> None:
+    """Ask for a cache line; an address outside of the memory does no harm."""
+    pointer = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
+    )
+    reads, keep, is_data = (ir.Constant(I32, value) for value in (0, 3, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), reads, keep, is_data])
+
+
+def _copy_tail(
+    builder: ir.IRBuilder, address: Any, start: Any, size: Any, kind: int, place: Any
+) -> None:
+    """Put the elements after the last whole vector, then zeros, into a vector in memory."""
+    builder.store(ir.Constant(VECTOR, [0.0] * LANES), place)
+    base = builder.ptrtoint(place, I64)
+
+    def copy(i: Any, carried: list[Any]) -> list[Any]:
+        value = emit_load(
+            builder, builder.add(address, builder.mul(i, _constant(WIDTHS[kind]))), kind
+        )
+        to = builder.add(base, builder.mul(builder.sub(i, start), _constant(4)))
+        emit_store(builder, value, to)
+        return carried
+
+    _loop(builder, start, size, 1, [], copy)
+
+
+def _tree_sums(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+    """Sum the elements of each vector; return a vector of the sums.
+
+    Each level adds the upper half of every vector to the lower half, two vectors at once: it costs
+    half of what a tree for each vector would, and is the same additions.
+    """
+    width = LANES  # of what is left of one vector
+    while width > 1:
+        starts = range(0, _lanes(vectors[0]), width)
+        width //= 2
+        merged = []
+        for i in range(0, len(vectors), 2):
+            a, *others = vectors[i : i + 2]
+            b = others[0] if others else ir.Constant(a.type, ir.Undefined)
+            of_b = [_lanes(a) + start for start in starts] if others else []
+            low = [start + lane for start in (*starts, *of_b) for lane in range(width)]
+            high = [lane + width for lane in low]
+            merged.append(builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high)))
+        vectors = merged
+    return vectors[0]
+
+
+def _lanes(vector: Any) -> int:
+    return vector.type.count
+
+
+def _shuffle(builder: ir.IRBuilder, a: Any, b: Any, lanes: list[int]) -> Any:
+    index = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
+    return builder.shuffle_vector(a, b, index)
+
+
+def _part(builder: ir.IRBuilder, vector: Any, first: int, n: int) -> Any:
+    if n == 1:
+        return builder.extract_element(vector, ir.Constant(I32, first))
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    return _shuffle(builder, vector, undefined, list(range(first, first + n)))
+
+
+def _splat(builder: ir.IRBuilder, value: Any) -> Any:
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
+    return _shuffle(builder, first, undefined, [0] * LANES)
+
+
+def _loop(
+    builder: ir.IRBuilder, start: Any, stop: Any, step: int, carried: list[Any], body: Any
+) -> list[Any]:
+    """Emit ``for i in range(start, stop, step)`` that carries values; return the last ones."""
+    entry = builder.block
+    head = builder.append_basic_block("head")
+    inner = builder.append_basic_block("inner")
+    after = builder.append_basic_block("after")
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(I64)
+    values = [builder.phi(value.type) for value in carried]
+    index.add_incoming(start, entry)
+    for phi, value in zip(values, carried, strict=True):
+        phi.add_incoming(value, entry)
+    builder.cbranch(builder.icmp_signed("<", index, stop), inner, after)
+    builder.position_at_end(inner)
+    new = body(index, values)
+    following = builder.add(index, _constant(step))
+    index.add_incoming(following, builder.block)
+    for phi, value in zip(values, new, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return values
+
+
+def make_mixer(n_heads: int) -> Any:
+    """Return an intrinsic that adds weighted rows for a few heads at once.
+
+    ``mixer(kind, rows, row_bytes, weights, weight_bytes, n_rows, size, out, out_bytes)``:
+    ``out[head] += weights[head, i] * rows[i]`` for every row in order; addresses, strides in bytes
+    and counts; rows are float32 or bfloat16, the rest float32.
+
+    Args:
+        n_heads: How many heads.
+    """
+
+    @instruction
+    def mixer(  # noqa: ANN202
+        typing_context, kind, rows, row_bytes, weights, weight_bytes, n_rows, size, out, out_bytes,  # noqa: ANN001
+    ):  # fmt: skip
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            emit_by_kind(
+                builder, args[0], BFLOAT16 + 1,
+                lambda known: _emit_mixer(builder, known, n_heads, args[1:]),
+            )  # fmt: skip
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 9), codegen
+
+    return mixer
+
+
+def _emit_mixer(builder: ir.IRBuilder, kind: int, n_heads: int, args: Any) -> None:
+    rows, row_bytes, weights, weight_bytes, n_rows, size, out, out_bytes = args
+
+    def offset(base: Any, stride: Any, i: int) -> Any:
+        return builder.add(base, builder.mul(stride, _constant(i)))
+
+    def columns(at: Any, n_vectors: int, lanes: int) -> None:
+        first = builder.add(rows, builder.mul(at, _constant(WIDTHS[kind])))
+        to = builder.add(out, builder.mul(at, _constant(4)))
+        places = [
+            builder.add(offset(to, out_bytes, head), _constant(4 * lanes * vector))
+            for head in range(n_heads)
+            for vector in range(n_vectors)
+        ]
+
+        def add_row(row: Any, sums: list[Any]) -> list[Any]:
+            address = builder.add(first, builder.mul(row, row_bytes))
+            far = builder.add(address, builder.mul(row_bytes, _constant(_PREFETCH_ROWS)))
+            for line in range(0, n_vectors * lanes * WIDTHS[kind], _LINE_BYTES):
+                _prefetch(builder, builder.add(far, _constant(line)))
+            values = [
+                emit_load(
+                    builder, builder.add(address, _constant(v * lanes * WIDTHS[kind])), kind, lanes
+                )
+                for v in range(n_vectors)
+            ]
+            new: list[Any] = []
+            for head in range(n_heads):
+                place = builder.add(weights, builder.mul(row, _constant(4)))
+                weight = emit_load(builder, offset(place, weight_bytes, head), FLOAT32)
+                factor = weight if lanes == 1 else _splat(builder, weight)
+                for value in values:
+                    new.append(_fma(builder, factor, value, sums[len(new)]))
+            return new
+
+        start = [emit_load(builder, place, FLOAT32, lanes) for place in places]
+        sums = _loop(builder, _constant(0), n_rows, 1, start, add_row)
+        for total, place in zip(sums, places, strict=True):
+            emit_store(builder, total, place)
+
+    def body(n_vectors: int, lanes: int) -> Any:
+        def run(at: Any, carried: list[Any]) -> list[Any]:
+            columns(at, n_vectors, lanes)
+            return carried
+
+        return run
+
+    many = builder.and_(size, _constant(-_UNROLLED * LANES))
+    whole = builder.and_(size, _constant(-LANES))
+    _loop(builder, _constant(0), many, _UNROLLED * LANES, [], body(_UNROLLED, LANES))
+    _loop(builder, many, whole, LANES, [], body(1, LANES))
+    _loop(builder, whole, size, 1, [], body(1, 1))
