@@ -212,6 +212,16 @@ def test_impossible_options_are_explained(folder: Path, options: dict, message: 
         puna.load(folder, **options)
 
 
+def test_weights_beyond_the_free_memory_are_refused_before_they_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PunaError, match="weights of llama3.1-405b need 1.48 TiB on cpu"):
+        puna.load("llama3.1-405b", device="cpu")
+    monkeypatch.setattr("puna.lm.engine.memory.free_bytes", lambda _: 1000)
+    with pytest.raises(PunaError, match="1000 B are free"):
+        puna.load(folder)
+
+
 def test_dtype_is_float32_on_a_cpu_unless_said_otherwise(folder: Path, tmp_path: Path) -> None:
     save_hf(tmp_path, CONFIG, load(folder).model.state_dict(), dtype=torch.bfloat16)
     assert load(tmp_path, device="cpu").model.norm.weight.dtype == torch.float32
@@ -226,6 +236,18 @@ def test_float16_is_refused_where_the_model_overflows(tmp_path: Path) -> None:
     with pytest.raises(PunaError, match="float16"):
         load(tmp_path, dtype="float16")
     load(tmp_path, dtype="bfloat16")
+
+
+def test_int8_weights_generate_much_the_same(folder: Path) -> None:
+    plain, small = puna.load(folder, device="cpu"), puna.load(folder, device="cpu", quantize="int8")
+    assert {buffer.dtype for buffer in small.model.buffers()} == {torch.int8, torch.float32}
+    ids = [1, 2, 3, 4]
+    wanted, got = plain.logits(ids).log_softmax(-1), small.logits(ids).log_softmax(-1)
+    assert not torch.equal(wanted, got)
+    assert (wanted.exp() - got.exp()).abs().mean() < 0.003
+    new = small.generate_ids(ids, **GREEDY)
+    rated = small.logits([*ids, *new])  # the compiled step against PyTorch on the same weights
+    assert new == rated[3:-1].argmax(-1).tolist()[: len(new)]
 
 
 def test_stop_ids_are_those_of_tokenizer_and_checkpoint(folder: Path, tmp_path: Path) -> None:

@@ -111,13 +111,16 @@ class LanguageModel:
         return Engine(self.model, **options)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a prompt: text after the begin-of-text id, messages in chat format.
+        """Return the ids of a prompt: messages in chat format, ids as they are, text tokenised.
+
+        Text begins with the begin-of-text id if the tokenizer's files say so (Llama's do), and
+        always when it is empty.
 
         Raises:
             PunaError: The prompt is empty, a message is malformed, or there is no tokenizer.
         """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, bos=True)
+            return self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos or not prompt)
         if not len(prompt):
             raise PunaError("the prompt is empty", "give a text, messages or token ids")
         if isinstance(prompt[0], Mapping):

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from puna.core.artifact import ARTIFACT_FILE
 from puna.core.errors import PunaError
-from puna.model.config import PRESETS
+from puna.core.units import format_bytes
+from puna.model.accounting import account
+from puna.model.config import PRESETS, LlamaConfig
 from puna.model.device import Device, pick_device
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -92,7 +94,8 @@ def load(
 
     Raises:
         PunaError: There is no such model, a file is missing or damaged, model and tokenizer do not
-            fit each other, the device or dtype is not possible here, or the model overflows float16.
+            fit each other, the device or dtype is not possible here, or the model would overflow
+            float16.
     """
     import torch
 
@@ -103,7 +106,9 @@ def load(
     target = pick_device(device)
     kind = _torch_dtype(dtype, target)
     if is_preset(path_or_preset):
-        model = Llama(PRESETS.get(str(path_or_preset)), device=target, dtype=kind)
+        config = PRESETS.get(str(path_or_preset))
+        _check_memory(str(path_or_preset), config, kind, target)
+        model = Llama(config, device=target, dtype=kind)
         return _finish(LanguageModel(model), quantize)
     checkpoint = _open(find_model(path_or_preset), rope_factor)
     tokenizer = _tokenizer_beside(checkpoint.path)
@@ -114,6 +119,7 @@ def load(
             f"vocabulary only {vocab_size}",
             "put the tokenizer that the model was trained with beside it",
         )
+    _check_memory(str(checkpoint.path), checkpoint.config, kind, target)
     if dtype is not None and kind is torch.float16:
         from puna.lm.guard import check_fp16
 
@@ -142,6 +148,23 @@ def _torch_dtype(dtype: Any, device: torch.device) -> torch.dtype | None:
     return getattr(torch, dtype)
 
 
+def _check_memory(
+    name: str, config: LlamaConfig, dtype: torch.dtype | None, device: torch.device
+) -> None:
+    """Refuse weights that cannot fit before the system kills the process for trying."""
+    from puna.lm.engine.memory import free_bytes
+
+    # As stored: 16 bit or more.
+    needed = account(config).n_params * (2 if dtype is None else dtype.itemsize)
+    free = free_bytes(device)
+    if needed > free:
+        raise PunaError(
+            f"the weights of {name} need {format_bytes(needed)} on {device}, "
+            f"{format_bytes(free)} are free",
+            "choose a smaller dtype or model; `puna model inspect` shows the bytes of each",
+        )
+
+
 def _open(path: Path, rope_factor: float | None) -> Checkpoint:
     from puna.model.formats.checkpoint import open_checkpoint
 
@@ -165,7 +188,15 @@ def _tokenizer_beside(path: Path) -> Tokenizer | None:
 
 
 def _finish(language_model: LanguageModel, quantize: Literal["int8"] | None) -> LanguageModel:
-    language_model.model.eval()
+    model = language_model.model.eval()
     if quantize is not None:
-        raise PunaError(f"quantize {quantize!r} is not known", "use 'int8'")
+        if quantize != "int8":
+            raise PunaError(f"quantize {quantize!r} is not known", "use 'int8'")
+        if model.norm.weight.device.type != "cpu":
+            raise PunaError(
+                "quantize is for decoding on a CPU", 'leave it out, or set device="cpu"'
+            )
+        from puna.lm.quant import quantize_int8
+
+        quantize_int8(model)
     return language_model

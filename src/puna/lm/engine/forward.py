@@ -169,9 +169,15 @@ def _decoder_of(model: Llama) -> CpuDecoder | None:
 
 def rate(sequences: Items[Sequence], logits_RV: Float[Tensor, "rows vocab"]) -> list[Result]:
     """Find the most likely token of each row, and rows that are not finite."""
-    lowest_R, highest_R = logits_RV.aminmax(dim=-1)
-    finite = (lowest_R.isfinite() & highest_R.isfinite()).tolist()
-    best = logits_RV.argmax(-1).tolist()
+    if logits_RV.device.type == "cpu":
+        # Not PyTorch: its threads would still spin when those of the compiled step begin again.
+        rows = logits_RV.numpy()
+        finite = (np.isfinite(rows.min(axis=1)) & np.isfinite(rows.max(axis=1))).tolist()
+        best = rows.argmax(axis=1).tolist()
+    else:
+        lowest_R, highest_R = logits_RV.aminmax(dim=-1)
+        finite = (lowest_R.isfinite() & highest_R.isfinite()).tolist()
+        best = logits_RV.argmax(-1).tolist()
     return [
         Result(sequence, logits_RV[row], best[row], finite[row])
         for row, sequence in enumerate(sequences)
