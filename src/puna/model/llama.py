@@ -185,7 +185,7 @@ class Llama(nn.Module):
         return head(hidden_BTC).float()
 
     def rotation_at(self, positions_BT: Int[Tensor, "*shape"]) -> Rotation:
-        """Return the rotation of positions, for whoever computes attention apart from this class."""
+        """Return the rotation of positions, for who computes attention apart from this class."""
         return self._rotations.at(0, positions_BT, positions_BT.device)
 
     @torch.no_grad()
