@@ -35,6 +35,7 @@ TEXT = (
     "to whoever comes next. "
 ) * 4
 LEAD_S = 3.0
+TOKENS, CPU = "puna_generated_tokens_total", "process_cpu_seconds_total"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Tally:
     n_requests: int = 0
     n_left: int = 0
     n_tokens: int = 0
+    cpu_s: float = 0.0
     errors: list[str] = field(default_factory=list)
 
 
@@ -120,7 +122,9 @@ async def run_clients(url: str, load: Load) -> Tally:
             await ask(url, load, client, number, tally)
             number += 1
 
+    start_cpu_s = time.process_time()
     await asyncio.gather(*(run(client) for client in range(load.clients)))
+    tally.cpu_s = time.process_time() - start_cpu_s
     return tally
 
 
@@ -135,8 +139,8 @@ def serve_as_clients(url: str) -> None:
 # --- the engine alone, one process ----------------------------------------------------------------
 
 
-def run_offline(language_model: Any, engine: Any, load: Load) -> float:
-    """The same requests without HTTP; tokens per second after the lead-in."""
+def run_offline(language_model: Any, engine: Any, load: Load) -> tuple[float, float]:
+    """The same requests without HTTP; tokens per second and CPU seconds per token."""
     from puna.lm.engine.types import Request
     from puna.model.sampling import Sampling
 
@@ -144,7 +148,7 @@ def run_offline(language_model: Any, engine: Any, load: Load) -> float:
     left: dict[str, int | None] = {}
     counts: dict[str, int] = {}
     start_s = time.monotonic()
-    n_tokens, lead_tokens, lead_s = 0, 0, None
+    n_tokens, lead_tokens, lead_s, lead_cpu_s = 0, 0, None, 0.0
 
     def submit(client: int) -> None:
         number = numbers[client]
@@ -163,7 +167,7 @@ def run_offline(language_model: Any, engine: Any, load: Load) -> float:
         submit(client)
     while (now_s := time.monotonic()) < start_s + load.seconds:
         if lead_s is None and now_s >= start_s + LEAD_S:
-            lead_s, lead_tokens = now_s, n_tokens
+            lead_s, lead_tokens, lead_cpu_s = now_s, n_tokens, time.process_time()
         for event in engine.step():
             name = event.request_id
             if event.token is not None:
@@ -174,11 +178,13 @@ def run_offline(language_model: Any, engine: Any, load: Load) -> float:
             if event.finish is not None:
                 submit(int(name.partition("/")[0]))
     assert lead_s is not None
-    rate = (n_tokens - lead_tokens) / (time.monotonic() - lead_s)
+    n_tokens -= lead_tokens
+    rate = n_tokens / (time.monotonic() - lead_s)
+    cpu_s = (time.process_time() - lead_cpu_s) / n_tokens
     for name in left:
         engine.cancel(name)
     engine.step()
-    return rate
+    return rate, cpu_s
 
 
 def serve_offline(options: dict[str, Any], max_batch: int) -> None:
@@ -192,7 +198,7 @@ def serve_offline(options: dict[str, Any], max_batch: int) -> None:
     language_model.generate_ids([0, 0], max_new_tokens=2)  # compiles, as the server does
     print("ready", flush=True)
     for line in sys.stdin:
-        print(run_offline(language_model, engine, Load(**json.loads(line))), flush=True)
+        print(*run_offline(language_model, engine, Load(**json.loads(line))), flush=True)
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -234,21 +240,31 @@ def metrics(url: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in samples}
 
 
-def run_server(url: str, clients: Child, load: Load) -> tuple[float, Tally, dict[str, float]]:
-    """One round against the server: tokens per second, what the clients saw, counts afterwards."""
+@dataclass(frozen=True)
+class Round:
+    """One round against the server: what it did after the lead-in, its counts afterwards."""
+
+    rate: float
+    cpu_s_per_token: float
+    tally: Tally
+    after: dict[str, float]
+
+
+def run_server(url: str, clients: Child, load: Load) -> Round:
+    """Let the clients work."""
     clients.send(load)
     time.sleep(LEAD_S)
-    start_s, before = time.monotonic(), metrics(url)["puna_generated_tokens_total"]
+    start_s, before = time.monotonic(), metrics(url)
     time.sleep(load.seconds - LEAD_S)
-    tokens = metrics(url)["puna_generated_tokens_total"] - before
-    rate = tokens / (time.monotonic() - start_s)
+    now, seconds = metrics(url), time.monotonic() - start_s
+    used = {name: now[name] - before[name] for name in (TOKENS, CPU)}
     tally = Tally(**json.loads(clients.read()))
     for _ in range(100):
         after = metrics(url)
         if not after["puna_cache_blocks_used"] and not after["puna_queue_length"]:
             break
         time.sleep(0.1)
-    return rate, tally, after
+    return Round(used[TOKENS] / seconds, used[CPU] / max(used[TOKENS], 1), tally, after)
 
 
 def main() -> int:
@@ -302,22 +318,25 @@ def run_rounds(url: str, offline: Child, clients: Child, options: argparse.Names
     seconds = options.seconds / options.rounds + LEAD_S
     shares, total, resident = [], Tally(), []
     after: dict[str, float] = {}
-    print(f"{'round':>5} {'offline tok/s':>14} {'server tok/s':>13} {'share':>7} {'RSS MiB':>8} "
-          f"{'cache MiB':>10}")  # fmt: skip
+    print(f"{'':>5} {'tokens/s':>17} {'':>7} {'CPU ms per token':>27}\n"
+          f"{'round':>5} {'offline':>8} {'server':>8} {'share':>7} {'offline':>8} {'server':>8} "
+          f"{'clients':>9} {'RSS MiB':>8} {'cache MiB':>10}")  # fmt: skip
     for number in range(options.rounds):
         load = Load(options.clients, seconds, options.max_tokens, options.leaving, number)
         offline.send(load)
-        alone = float(offline.read())
-        rate, tally, after = run_server(url, clients, load)
-        shares.append(rate / alone)
+        alone, alone_cpu_s = map(float, offline.read().split())
+        served = run_server(url, clients, load)
+        tally, after = served.tally, served.after
+        shares.append(served.rate / alone)
         resident.append(after["process_resident_memory_bytes"] / 2**20)
         total.n_requests += tally.n_requests
         total.n_left += tally.n_left
         total.n_tokens += tally.n_tokens
         total.errors += tally.errors
-        cache = after["puna_cache_bytes"] / 2**20
-        print(f"{number:>5} {alone:>14.1f} {rate:>13.1f} {shares[-1]:>7.1%} {resident[-1]:>8.0f} "
-              f"{cache:>10.0f}", flush=True)  # fmt: skip
+        print(f"{number:>5} {alone:>8.1f} {served.rate:>8.1f} {shares[-1]:>7.1%} "
+              f"{1e3 * alone_cpu_s:>8.2f} {1e3 * served.cpu_s_per_token:>8.2f} "
+              f"{1e3 * tally.cpu_s / max(tally.n_tokens, 1):>9.3f} {resident[-1]:>8.0f} "
+              f"{after['puna_cache_bytes'] / 2**20:>10.0f}", flush=True)  # fmt: skip
     leaked = after["puna_cache_blocks_used"] + after["puna_cache_blocks_reserved"]
     leaked += after["puna_queue_length"] + after["puna_running"]
     print(f"{options.clients} clients: {total.n_requests} requests, {total.n_left} left midway, "

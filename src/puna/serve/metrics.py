@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -96,6 +97,7 @@ class Metrics:
             ("puna_request_seconds", "From a request's arrival to its end.", self.request_s),
         ):
             put(name, "histogram", what, histogram.lines(name))
+        one("process_cpu_seconds_total", "counter", "Processor time used.", time.process_time())
         if (n_bytes := resident_bytes()) is not None:
             one("process_resident_memory_bytes", "gauge", "Resident memory.", n_bytes)
         return "\n".join(lines) + "\n"
