@@ -35,7 +35,7 @@ MODEL = sharp()
 @st.composite
 def requests(draw, request_id: str):
     source = random.Random(draw(st.integers(0, 2**31)))
-    length = draw(st.sampled_from([1, 2, 15, 16, 17, 33, 64, 65, 120, 250]))
+    length = draw(st.sampled_from([1, 2, 15, 16, 17, 33, 64, 65, 120, 250, 290]))
     return Request(
         request_id,
         [source.randrange(CONFIG.vocab_size) for _ in range(length)],
@@ -108,7 +108,7 @@ def test_invariant_results_are_bitwise_those_of_the_request_alone(backend, plan,
 @given(traffic(), st.integers(1, 6), st.sampled_from([1, 16, 50, 512]))
 def test_packed_results_are_those_of_the_full_forward(backend, plan, max_batch, chunk):
     engine = Engine(MODEL, max_batch=max_batch, max_cache_tokens=1024, chunk_tokens=chunk,
-                    backend=backend)  # fmt: skip
+                    batch_invariant=False, backend=backend)  # fmt: skip
     events, _ = play(engine, plan)
     for _, _, request in plan:
         own = events[request.request_id]

@@ -187,6 +187,50 @@ def test_paged_attention_is_attention_over_each_request(segments):
     assert not pool.keys[0][taken].any()  # another layer's
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("invariant", [False, True])
+def test_bfloat16_stays_near_float32_with_the_same_weights(backend, invariant):
+    model = Llama(CONFIG).eval().to(torch.bfloat16)
+    engine = Engine(model, chunk_tokens=48, batch_invariant=invariant, backend=backend)
+    asked = [
+        Request(str(i), [(i + 3) * j % 47 for j in range(length)], greedy(8), logprobs=0)
+        for i, length in enumerate((1, 20, 70, 150))
+    ]
+    events = run(engine, asked)
+    assert engine.pool.keys[0].dtype == torch.bfloat16
+    wide = Llama(CONFIG)
+    wide.load_state_dict(model.state_dict())
+    for request in asked:
+        own = events[request.request_id]
+        ids = request.prompt_ids + ids_of(own)
+        with torch.inference_mode():
+            logprobs = wide(torch.tensor([ids]))[0].log_softmax(-1)
+        for place, event in enumerate(own, len(request.prompt_ids)):
+            assert event.logprob.logprob == pytest.approx(
+                logprobs[place - 1, event.token].item(), abs=0.06
+            )
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_what_the_compiled_step_takes_depends_on_a_prompt_alone_where_bits_count(invariant):
+    model = sharp(CONFIG)
+    engine = Engine(model, batch_invariant=invariant, chunk_tokens=1000)
+    forward = engine._forward
+    assert Engine(model).batch_invariant
+    assert not Engine(model.to(torch.bfloat16)).batch_invariant
+    calls = []
+    for name in ("_compiled", "_packed"):
+        usual = getattr(forward, name)
+        setattr(
+            forward, name,
+            lambda work, name=name, usual=usual: calls.append((name, len(work))) or usual(work),
+        )  # fmt: skip
+    model.to(torch.float32)
+    run(engine, [Request(str(i), [i + 1] * 100, greedy(1)) for i in range(4)])
+    # 400 tokens: more than the step is good for when they could be packed
+    assert calls == ([("_compiled", 4)] if invariant else [("_packed", 4)])
+
+
 def test_a_seed_repeats_whatever_runs_beside_it_and_another_differs(model):
     def text(seed: int, n_others: int) -> list[int]:
         others = [

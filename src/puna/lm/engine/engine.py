@@ -38,8 +38,8 @@ class Engine:
             most what ``max_batch`` requests of full context need.
         chunk_tokens: Most prompt tokens of a step. Bounds the memory of a forward, and how long the
             decoding requests wait for a prompt that comes in.
-        batch_invariant: The tokens and logprobs of a request are bitwise those it gets alone. Costs
-            the packing of short prompts, and decoding in one batch where ``backend`` is ``torch``.
+        batch_invariant: The tokens and logprobs of a request are bitwise those it gets alone. None:
+            where this costs less than a tenth (float32 and int8 on a CPU).
         backend: ``auto`` decodes by the compiled step on a CPU; ``torch`` uses PyTorch alone.
 
     Raises:
@@ -53,7 +53,7 @@ class Engine:
         max_batch: int = 64,
         max_cache_tokens: int | None = None,
         chunk_tokens: int = 512,
-        batch_invariant: bool = False,
+        batch_invariant: bool | None = None,
         backend: Backend = "auto",
     ) -> None:
         if any(
@@ -62,7 +62,6 @@ class Engine:
             raise ValueError("max_batch, chunk_tokens and max_cache_tokens must be at least 1")
         self.model, self.config = model, model.config
         self._max_batch, self._chunk_tokens = max_batch, chunk_tokens
-        self._is_invariant = batch_invariant
         weight = model.norm.weight
         if max_cache_tokens is None:
             max_cache_tokens = default_cache_tokens(
@@ -76,6 +75,11 @@ class Engine:
         self._ready: list[Event] = []
         self._n_reserved = 0
         self._totals = EngineStats()
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether results have the same bits whatever else runs."""
+        return self._forward.is_invariant
 
     @property
     def has_work(self) -> bool:
@@ -170,7 +174,7 @@ class Engine:
             if sequence.is_decoding:
                 continue
             n_tokens = sequence.n_pending
-            if self._is_invariant:
+            if self._forward.is_invariant:
                 # Boundaries at multiples of chunk_tokens, whatever else is computed.
                 n_tokens = min(n_tokens, self._chunk_tokens)
                 if n_tokens > budget:

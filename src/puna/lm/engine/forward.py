@@ -23,8 +23,12 @@ from puna.model.llama import Llama
 if TYPE_CHECKING:
     from puna.lm.cpu.decoder import CpuDecoder
 
-FEW_TOKENS = 16
-"""Prompt tokens that the compiled step computes no slower than PyTorch."""
+FEW_TOKENS = {torch.float32: 256, torch.bfloat16: 64, torch.int8: 256}
+"""Prompt tokens that the compiled step computes no slower than PyTorch, by dtype of matrices."""
+_CHEAPLY_INVARIANT = (torch.float32, torch.int8)  # bfloat16 gains too much by packing
+NEAR_TOKENS = 768
+"""Beyond this position the keys no longer stay in the processor's cache between tokens, and several
+tokens of one request are better computed by PyTorch, which reads the keys once for all of them."""
 _LOGPROB_ROWS = 64  # rows of logits that exist at once for the logprobs of a prompt
 
 
@@ -53,7 +57,10 @@ class Forward:
         pool: Has room for the work's tokens.
         backend: See :class:`puna.lm.engine.engine.Engine`.
         batch_invariant: Compute nothing of one request together with another one's by kernels whose
-            sums depend on the number of rows.
+            sums depend on the number of rows. None: where it costs less than a tenth.
+
+    Attributes:
+        is_invariant: Whether this is so.
     """
 
     def __init__(
@@ -61,14 +68,18 @@ class Forward:
         model: Llama,
         pool: KVPool,
         backend: Literal["auto", "torch"],
-        batch_invariant: bool,
+        batch_invariant: bool | None,
     ) -> None:
         self._model, self._pool = model, pool
-        self._is_invariant = batch_invariant
         self._device = model.norm.weight.device
         self._decoder: CpuDecoder | None = None
         if backend == "auto":
             self._decoder = _decoder_of(model)
+        weight = model.layers[0].get_submodule("attention.wq").weight
+        assert isinstance(weight, Tensor)
+        self._few_tokens = FEW_TOKENS[weight.dtype] if self._decoder else 0
+        is_cheap = self._decoder is not None and weight.dtype in _CHEAPLY_INVARIANT
+        self.is_invariant = is_cheap if batch_invariant is None else batch_invariant
 
     def run(self, work: Items[Work]) -> list[Result]:
         """Compute all items; one result per item whose sequence is to choose a token or failed."""
@@ -78,24 +89,27 @@ class Forward:
             results += self._compiled(few)
         if rest:
             # One packed forward, or one for each.
-            for group in [[item] for item in rest] if self._is_invariant else [rest]:
+            for group in [[item] for item in rest] if self.is_invariant else [rest]:
                 results += self._packed(group)
         return results
 
     def _split(self, work: Items[Work]) -> tuple[list[Work], list[Work]]:
-        """Return what the compiled step computes, and what PyTorch does.
+        """Return what the compiled step computes, and what PyTorch does."""
+        if self._decoder is None:
+            return [], list(work)
+        few = [item for item in work if self._is_few(item)]
+        if not self.is_invariant and sum(item.n_tokens for item in few) > self._few_tokens:
+            # Packed together they are many, and PyTorch is faster.
+            few = [item for item in few if item.n_tokens == 1]
+        return few, [item for item in work if item not in few]
 
-        The choice for an item looks at that item alone: the bits of a result must not depend on
-        what else is computed.
-        """
-        few: list[Work] = []
-        rest: list[Work] = []
-        for item in work:
-            sequence = item.sequence
-            is_rated = sequence.prompt_logprobs is not None and not sequence.is_decoding
-            is_few = item.n_tokens <= FEW_TOKENS and not is_rated
-            (few if self._decoder is not None and is_few else rest).append(item)
-        return few, rest
+    def _is_few(self, item: Work) -> bool:
+        """Look at the item alone: its bits must not depend on what else is computed."""
+        sequence = item.sequence
+        if sequence.prompt_logprobs is not None and not sequence.is_decoding:
+            return False
+        is_near = sequence.n_computed + item.n_tokens <= NEAR_TOKENS
+        return item.n_tokens == 1 or (item.n_tokens <= self._few_tokens and is_near)
 
     def _compiled(self, work: Items[Work]) -> list[Result]:
         """One call of the compiled step, whose rows do not depend on each other."""
