@@ -110,8 +110,10 @@ class CpuDecoder:
         Returns:
             float32, a tensor of its own.
         """
-        if rows_R is None:
-            rows_R = np.arange(len(tokens_N))
+        # One type of array, so that there is one compiled function.
+        tokens_N, positions_N = _plain(tokens_N, np.int64), _plain(positions_N, np.int64)
+        tables_NM = _plain(tables_NM, np.int32)
+        rows_R = np.arange(len(tokens_N)) if rows_R is None else _plain(rows_R, np.int64)
         rotation = self._model.rotation_at(torch.from_numpy(positions_N))
         cache = Cache(
             _NORM_KINDS[pool.keys[0].dtype],
@@ -164,6 +166,10 @@ class CpuDecoder:
             joined_NK=np.zeros((n, s.n_kv_heads), np.int64),
             **{name: torch.empty(shape).numpy() for name, shape in shapes.items()},
         )
+
+
+def _plain(array: np.ndarray, dtype: type) -> np.ndarray:
+    return np.require(array, dtype, ["C", "W"])
 
 
 def _check_shapes(model: Llama) -> None:

@@ -16,9 +16,9 @@ AHEAD_BYTES = 4096
 """Prefetched ahead in rows that lie one after the other."""
 _WIDE = IS_WIDE
 
-# One token is limited by memory, and one row at a time is what memory delivers fastest. With more
-# tokens, two rows share each load of a token's values; their sums still fit into the registers.
-_tile_2_8, _tile_2_2, _tile_1_1 = make_tile(2, 8), make_tile(2, 2), make_tile(1, 1)
+# Two rows share each load of the tokens' values; their sums still fit into the registers.
+_tile_2_8, _tile_2_2 = make_tile(2, 8), make_tile(2, 2)
+_tile_4_1, _tile_1_1 = make_tile(4, 1), make_tile(1, 1)
 _ROWS_OF_4 = 2 if _WIDE else 1
 _tile_r_4 = make_tile(_ROWS_OF_4, 4)
 
@@ -60,6 +60,12 @@ def _multiply(
                 row += 2
         else:
             taken = 1
+            while row + 4 <= n_rows:
+                _tile_4_1(
+                    kind, weights + row * row_bytes, row_bytes, scales + 4 * row, ahead, x,
+                    input_bytes, size, y + 4 * row, out_bytes, adds,
+                )  # fmt: skip
+                row += 4
         while row < n_rows:
             for t in range(taken):
                 _tile_1_1(

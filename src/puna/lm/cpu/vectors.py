@@ -6,9 +6,9 @@ order is the same for any number of rows and tokens in a *tile*, and on any proc
 one splits the 16 sums over several registers. So a token's result has the same bits whatever shares
 the call.
 
-Memory is the limit with few tokens. A tile prefetches the lines some kilobytes ahead in the order
-of their addresses, because the processor's own prefetching loses track of rows that are read side
-by side.
+Memory is the limit with few tokens. One token is multiplied with one row after the other, which the
+processor's own prefetching follows best. It loses track of rows that are read side by side: tiles
+of several tokens prefetch the lines some kilobytes ahead, in the order of their addresses.
 """
 
 from __future__ import annotations
@@ -82,8 +82,27 @@ def _emit_tile(builder: ir.IRBuilder, kind: int, n_rows: int, n_tokens: int, arg
     weights, row_bytes, scales, ahead, inputs, input_bytes, size, out, out_bytes, adds = args
     rows = [builder.add(weights, builder.mul(row_bytes, _constant(r))) for r in range(n_rows)]
     tokens = [builder.add(inputs, builder.mul(input_bytes, _constant(t))) for t in range(n_tokens)]
-    width = WIDTHS[kind]
-    far = builder.add(weights, ahead)
+    if n_tokens == 1:
+        sums = [s for row in rows for s in _emit_sums(builder, kind, [row], tokens, size, ahead)]
+    else:
+        sums = _emit_sums(builder, kind, rows, tokens, size, ahead)
+    totals = _tree_sums(builder, sums)
+    for t in range(n_tokens):
+        result = _part(builder, totals, t * n_rows, n_rows)
+        if kind == INT8:
+            result = builder.fmul(result, emit_load(builder, scales, FLOAT32, n_rows))
+        place = builder.add(out, builder.mul(out_bytes, _constant(t)))
+        old = emit_load(builder, place, FLOAT32, n_rows)
+        is_sum = builder.icmp_signed("!=", adds, _constant(0))
+        emit_store(builder, builder.select(is_sum, builder.fadd(old, result), result), place)
+
+
+def _emit_sums(
+    builder: ir.IRBuilder, kind: int, rows: list[Any], tokens: list[Any], size: Any, ahead: Any
+) -> list[Any]:
+    """Emit the partial sums of every token with every row, in this order."""
+    width, n_rows = WIDTHS[kind], len(rows)
+    far = builder.add(rows[0], ahead)
 
     def add(sums: list[Any], values: list[Any], given: list[Any]) -> list[Any]:
         pairs = [(v, g) for g in given for v in values]
@@ -92,20 +111,19 @@ def _emit_tile(builder: ir.IRBuilder, kind: int, n_rows: int, n_tokens: int, arg
     def step(position: Any, sums: list[Any], n_vectors: int) -> list[Any]:
         at_weight = builder.mul(position, _constant(width))
         at_input = builder.mul(position, _constant(4))
-        here = [builder.add(row, at_weight) for row in rows]
-        if n_vectors > 1:
+        if n_vectors > 1 and len(tokens) > 1:
             first = builder.add(far, builder.mul(at_weight, _constant(n_rows)))
             for line in range(0, n_rows * n_vectors * LANES * width, _LINE_BYTES):
                 _prefetch(builder, builder.add(first, _constant(line)))
+        here = [builder.add(row, at_weight) for row in rows]
         there = [builder.add(token, at_input) for token in tokens]
         for vector in range(n_vectors):
-            shift = vector * LANES
-            values = [_vector(builder, a, shift, kind) for a in here]
-            given = [_vector(builder, a, shift, FLOAT32) for a in there]
+            values = [_vector(builder, a, vector * LANES, kind) for a in here]
+            given = [_vector(builder, a, vector * LANES, FLOAT32) for a in there]
             sums = add(sums, values, given)
         return sums
 
-    sums = [ir.Constant(VECTOR, [0.0] * LANES) for _ in range(n_rows * n_tokens)]
+    sums = [ir.Constant(VECTOR, [0.0] * LANES) for _ in range(n_rows * len(tokens))]
     many = builder.and_(size, _constant(-_UNROLLED * LANES))
     whole = builder.and_(size, _constant(-LANES))
     sums = _loop(builder, _constant(0), many, _UNROLLED * LANES, sums, lambda i, s: step(i, s, 4))
@@ -119,16 +137,7 @@ def _emit_tile(builder: ir.IRBuilder, kind: int, n_rows: int, n_tokens: int, arg
                 _copy_tail(builder, address, position, size, kind_of, place)
         return add(sums, [builder.load(v) for v in values], [builder.load(g) for g in given])
 
-    sums = _loop(builder, whole, size, LANES, sums, tail)
-    totals = _tree_sums(builder, sums)
-    for t in range(n_tokens):
-        result = _part(builder, totals, t * n_rows, n_rows)
-        if kind == INT8:
-            result = builder.fmul(result, emit_load(builder, scales, FLOAT32, n_rows))
-        place = builder.add(out, builder.mul(out_bytes, _constant(t)))
-        old = emit_load(builder, place, FLOAT32, n_rows)
-        is_sum = builder.icmp_signed("!=", adds, _constant(0))
-        emit_store(builder, builder.select(is_sum, builder.fadd(old, result), result), place)
+    return _loop(builder, whole, size, LANES, sums, tail)
 
 
 def _vector(builder: ir.IRBuilder, address: Any, shift: int, kind: int) -> Any:
