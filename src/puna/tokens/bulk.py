@@ -32,15 +32,14 @@ class BulkEncoder:
     """
 
     def __init__(self, tokens: Sequence[bytes], merges: Int64[np.ndarray, "n 3"]) -> None:
-        from puna.tokens.kernels.bits import padded
         from puna.tokens.kernels.documents import Tables
         from puna.tokens.kernels.merge import NO_ID, fill_pairs, fill_vocabulary
-        from puna.tokens.kernels.words import MAX_LEARNT, SHORT_BYTES, fill_words
+        from puna.tokens.kernels.words import MAX_LEARNT, MEDIUM_BYTES, SHORT_BYTES, fill_words
 
-        arena = padded(np.frombuffer(b"".join(tokens), np.uint8))
-        starts = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        slots = np.full(_table_size(len(tokens)), NO_ID, np.int32)
-        fill_vocabulary(arena, starts, slots)
+        long_ids = [i for i, token in enumerate(tokens) if len(token) > MEDIUM_BYTES]
+        long_arena, long_starts = _arena([tokens[i] for i in long_ids])
+        slots = np.full(_table_size(len(long_ids)), NO_ID, np.int32)
+        fill_vocabulary(long_arena, long_starts, slots)
         byte_ids = np.zeros(256, np.int64)
         for token, text in enumerate(tokens):
             if len(text) == 1:
@@ -50,13 +49,20 @@ class BulkEncoder:
         lefts, rights, merged = (np.ascontiguousarray(column) for column in merges.T)
         fill_pairs(lefts, rights, merged, pairs, byte_ids, byte_pairs)
         self._tables = Tables(
-            character_classes(), byte_ids, arena, starts, slots, pairs, byte_pairs
+            character_classes(),
+            byte_ids,
+            np.array(long_ids, np.int64),
+            long_arena,
+            long_starts,
+            slots,
+            pairs,
+            byte_pairs,
         )
         n_short = sum(len(token) <= SHORT_BYTES for token in tokens)
         self._short = np.zeros((_table_size(n_short + MAX_LEARNT), 2), np.uint64)
         n_medium = len(tokens) - n_short + MAX_LEARNT
         self._medium = np.zeros((_table_size(n_medium), 4), np.uint64)
-        fill_words(arena, starts, self._short, self._medium)
+        fill_words(*_arena(tokens), self._short, self._medium)
         self._local = threading.local()
 
     def _words(self) -> Words:
@@ -173,6 +179,14 @@ def character_classes() -> UInt8[np.ndarray, " n_code_points"]:
             table[codes[matched]] = kind
     table[[0x0A, 0x0D]] = NEWLINE
     return table
+
+
+def _arena(tokens: Sequence[bytes]) -> tuple[UInt8[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Return the bytes of tokens, padded, and where each starts."""
+    from puna.tokens.kernels.bits import padded
+
+    data = np.frombuffer(b"".join(tokens), np.uint8)
+    return padded(data), np.cumsum([0, *map(len, tokens)], dtype=np.int64)
 
 
 def _table_size(n_entries: int) -> int:

@@ -67,6 +67,29 @@ def first_bit(typing_context: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
+@_machine
+def word_at(typing_context: Any, words: Any, at: Any) -> Any:
+    """Return an element of a contiguous array of uint64, counted over all its dimensions."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
+        return builder.load(builder.gep(array.data, [args[1]]))
+
+    return types.uint64(words, types.int64), generate
+
+
+@_machine
+def put(typing_context: Any, ids: Any, at: Any, value: Any) -> Any:
+    """Write the lower half of a word to an array of uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
+        builder.store(builder.trunc(args[2], ir.IntType(32)), builder.gep(array.data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(ids, types.int64, types.uint64), generate
+
+
 def padded(data: np.ndarray) -> np.ndarray:
     """Return a copy of bytes with :data:`PADDING` zeros behind them."""
     out = np.empty(len(data) + PADDING, np.uint8)

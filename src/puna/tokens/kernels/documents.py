@@ -7,15 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from puna.data.kernels.buffers import Array, Int, kernel
-from puna.tokens.kernels.bits import BLOCK, first_bit, load64, range_mask
-from puna.tokens.kernels.masks import (
-    NO_MASKS,
-    NONE,
-    class_masks,
-    contraction_ends,
-    is_hard,
-    piece_starts,
-)
+from puna.tokens.kernels.bits import BLOCK, load64, put, range_mask, word_at
+from puna.tokens.kernels.masks import NONE, cut
 from puna.tokens.kernels.merge import (
     NO_ID,
     SHORT_PIECE_BYTES,
@@ -25,7 +18,7 @@ from puna.tokens.kernels.merge import (
     merge_short,
     same_bytes,
 )
-from puna.tokens.kernels.scan import Word, part_end, piece_end
+from puna.tokens.kernels.scan import part_end
 from puna.tokens.kernels.words import (
     COUNT_BITS,
     HALF,
@@ -48,8 +41,6 @@ SLACK_IDS = 4
 """Ids that may be written behind the last one."""
 _MAX_SEEN = 1 << 16
 _SHORTEST_RUN = MAX_RUN_CHARS - 3 * BLOCK  # of whole blocks inside a run that is too long
-_ONE = np.uint64(1)
-_TWO = np.uint64(2)
 
 
 class Tables(NamedTuple):
@@ -58,8 +49,9 @@ class Tables(NamedTuple):
     Attributes:
         classes: Class of each code point; those beyond the table are OTHER.
         byte_ids: Id of each byte.
-        arena: Bytes of all tokens.
-        starts: Start of each token in ``arena``.
+        long_ids: Ids of the tokens of more than 15 bytes.
+        arena: Their bytes.
+        starts: Start of each in ``arena``.
         slots: Hash table of :func:`~puna.tokens.kernels.merge.fill_vocabulary`.
         pairs: Hash table of :func:`~puna.tokens.kernels.merge.fill_pairs`.
         byte_pairs: The same for each two bytes.
@@ -67,6 +59,7 @@ class Tables(NamedTuple):
 
     classes: Any
     byte_ids: Any
+    long_ids: Any
     arena: Any
     starts: Any
     slots: Any
@@ -78,11 +71,13 @@ class Scratch(NamedTuple):
     """What one call writes to.
 
     Attributes:
+        ends: Ends of the pieces of a text.
         seen: Long pieces that took merging: start, length, first id in ``out``, number of ids.
         ids: Of a short piece.
         ranks: Of a short piece.
     """
 
+    ends: Any
     seen: Any
     ids: Any
     ranks: Any
@@ -119,7 +114,7 @@ def _encode_long(data: Array, start: int, end: int, tables: Tables, scratch: Scr
     digest = hash_bytes(data, start, end)
     whole = find_token(digest, data, start, end, tables.arena, tables.starts, tables.slots)
     if whole != NO_ID:
-        out[n_out] = whole
+        out[n_out] = tables.long_ids[whole]
         return 1
     seen = scratch.seen
     slot = seen[np.int64(digest & np.uint64(len(seen) - 1))]
@@ -145,72 +140,73 @@ def _encode_new(data: Array, start: int, end: int, tables: Tables, words: Words,
 
 
 @kernel
-def _ends_after(at: int, base: int, end: int, starts: Word) -> Word:
-    """Return where pieces end behind ``at``: where others start, and at the end of the text."""
-    if end - base < BLOCK:
-        starts |= _ONE << np.uint64(end - base)
-    if at < base:
-        return starts
-    return starts & ~((_TWO << np.uint64(at - base)) - _ONE) if at - base < BLOCK - 1 else NONE
+def _write_known(
+    data: Array, start: int, ends: Array, piece: Int, n_pieces: int, short: Array, medium: Array,
+    listed: Array, out: Array, n_out: Int,
+) -> tuple[Int, Int]:  # fmt: skip
+    """Write the ids of pieces from number ``piece`` on, up to one that the tables do not have.
+
+    This loop is where the time goes. It calls nothing that takes arrays, and the tables come one by
+    one: numba counts references when arrays are passed on or come out of a tuple, which would cost
+    more than the search for a piece.
+
+    Returns:
+        That one, or ``n_pieces``, and the number of ids in ``out``.
+    """
+    last_short, last_medium = len(short) - 1, len(medium) - 1
+    at = start + (np.int64(ends[piece - 1]) if piece else 0)
+    while piece < n_pieces:
+        next_at = start + np.int64(ends[piece])
+        n, ids = next_at - at, NONE
+        if n <= SHORT_BYTES:
+            low = short_key(data, at, n)
+            row = slot_of(low, NONE) & last_short
+            found = word_at(short, 2 * row)
+            while found != low and found != NONE:
+                row = (row + 1) & last_short
+                found = word_at(short, 2 * row)
+            ids = word_at(short, 2 * row + 1)
+        elif n <= MEDIUM_BYTES:
+            low, high = load64(data, at), upper_key(data, at, n)
+            row = slot_of(low, high) & last_medium
+            found = word_at(medium, 4 * row + 1)
+            while found != NONE and (found != high or word_at(medium, 4 * row) != low):
+                row = (row + 1) & last_medium
+                found = word_at(medium, 4 * row + 1)
+            ids = word_at(medium, 4 * row + 2)
+        n_ids = np.int64(ids >> COUNT_BITS)
+        if n_ids == 0:
+            break
+        # two are written whatever their number: that costs less than asking
+        put(out, n_out, ids & ID_MASK)
+        put(out, n_out + 1, (ids >> ID_BITS) & ID_MASK)
+        if n_ids == LISTED:
+            place, n_ids = np.int64(ids & PLACE_MASK), np.int64(ids >> HALF & LIST_COUNT_MASK)
+            for i in range(n_ids):
+                put(out, n_out + i, np.uint64(listed[place + i]))
+        n_out += n_ids
+        at = next_at
+        piece += 1
+    return piece, n_out
 
 
 @kernel
 def _encode_part(data: Array, start: int, end: int, tables: Tables, words: Words,
                  scratch: Scratch, out: Array, n_out: Int) -> Int:  # fmt: skip
-    """Write the ids of a text to ``out``, block by block; return the new number of ids.
-
-    The search for a piece in the table of words stands in the loop, for numba would count
-    references at every call of a function that takes arrays, which costs more than the search.
-    """
-    classes = tables.classes
-    short, medium, listed = words.short, words.medium, words.ids
-    last_short, last_medium = len(short) - 1, len(medium) - 1
-    at, base, was_hard = start, start, False
-    previous, now = NO_MASKS, class_masks(data, start, end)
-    others, digits, contracted = NONE, NONE, NONE
-    while at < end:
-        stop = min(base + BLOCK, end)
-        following = class_masks(data, base + BLOCK, end)
-        hard = is_hard(data, base, end, was_hard, previous, now, following)
-        starts, others, digits = piece_starts(previous, now, following, others, digits)
-        behind = NONE
-        if not hard:
-            here, behind = contraction_ends(data, base, end, others)
-            starts = _ends_after(at, base, end, starts | (now[0] & (here | contracted)))
-        contracted = behind
-        while at < stop if hard else starts != NONE:
-            if hard:
-                next_at = piece_end(data, at, end, classes)
-            else:
-                next_at = base + first_bit(starts)
-                starts &= starts - _ONE
-            n, ids = next_at - at, NONE
-            if n <= SHORT_BYTES:
-                low = short_key(data, at, n)
-                row = slot_of(low, NONE) & last_short
-                while short[row, 0] != low and short[row, 0] != NONE:
-                    row = (row + 1) & last_short
-                ids = short[row, 1]
-            elif n <= MEDIUM_BYTES:
-                low, high = load64(data, at), upper_key(data, at, n)
-                row = slot_of(low, high) & last_medium
-                while (medium[row, 1] != high or medium[row, 0] != low) and medium[row, 1] != NONE:
-                    row = (row + 1) & last_medium
-                ids = medium[row, 2]
-            # two are written whatever their number: that costs less than asking
-            out[n_out], out[n_out + 1] = ids & ID_MASK, (ids >> ID_BITS) & ID_MASK
-            n_ids = np.int64(ids >> COUNT_BITS)
-            if n_ids == LISTED:
-                place, n_ids = np.int64(ids & PLACE_MASK), np.int64(ids >> HALF & LIST_COUNT_MASK)
-                for i in range(n_ids):
-                    out[n_out + i] = listed[place + i]
-            elif n_ids == 0:
-                n_ids = _encode_new(data, at, next_at, tables, words, scratch, out, n_out)
-            n_out += n_ids
-            at = next_at
-        previous, now, was_hard = now, following, hard
-        base += BLOCK
-    return n_out
+    """Write the ids of a text to ``out``; return the new number of ids."""
+    ends, short, medium, listed = scratch.ends, words.short, words.medium, words.ids
+    n_pieces = cut(data, start, end, tables.classes, ends)
+    piece = 0
+    while True:
+        piece, n_out = _write_known(
+            data, start, ends, piece, n_pieces, short, medium, listed, out, n_out
+        )
+        if piece == n_pieces:
+            return n_out
+        at = start + (np.int64(ends[piece - 1]) if piece else 0)
+        next_at = start + np.int64(ends[piece])
+        n_out += _encode_new(data, at, next_at, tables, words, scratch, out, n_out)
+        piece += 1
 
 
 @kernel
@@ -253,7 +249,11 @@ def encode_documents(data: Array, offsets: Array, bos: int, eos: int, tables: Ta
     Returns:
         Number of ids written.
     """
+    longest = 0
+    for document in range(len(offsets) - 1):
+        longest = max(longest, offsets[document + 1] - offsets[document])
     scratch = Scratch(
+        np.empty(longest, np.int32),
         np.zeros((_seen_size(len(data)), 4), np.int64),
         np.empty(SHORT_PIECE_BYTES, np.int64),
         np.empty(SHORT_PIECE_BYTES, np.int64),

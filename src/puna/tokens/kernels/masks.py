@@ -21,7 +21,7 @@ import numpy as np
 
 from puna.data.kernels.buffers import Array, kernel
 from puna.tokens.kernels.bits import BLOCK, first_bit, range_mask
-from puna.tokens.kernels.scan import Word, contraction
+from puna.tokens.kernels.scan import Word, contraction, piece_end
 
 NONE = np.uint64(0)
 _ONE = np.uint64(1)
@@ -142,3 +142,57 @@ def contraction_ends(data: Array, at: int, end: int, others: Word) -> tuple[Word
         elif length:
             behind |= _ONE << np.uint64(place + length - BLOCK)
     return here, behind
+
+
+@kernel
+def _ends_after(at: int, base: int, end: int, starts: Word) -> Word:
+    """Return where pieces end behind ``at``: where others start, and at the end of the text."""
+    if end - base < BLOCK:
+        starts |= _ONE << np.uint64(end - base)
+    if at < base:
+        return starts
+    return (
+        starts & ~((np.uint64(2) << np.uint64(at - base)) - _ONE) if at - base < BLOCK - 1 else NONE
+    )
+
+
+@kernel
+def cut(data: Array, start: int, end: int, classes: Array, ends: Array) -> int:
+    """Cut a text into pieces.
+
+    Args:
+        data: UTF-8, padded.
+        start: Start of the text.
+        end: End of the text.
+        classes: Class of each code point; those beyond the table are OTHER.
+        ends: Receives where the pieces end, counted from ``start``.
+
+    Returns:
+        Number of pieces.
+    """
+    at, base, was_hard, n = start, start, False, 0
+    previous, now = NO_MASKS, class_masks(data, start, end)
+    others, digits, contracted = NONE, NONE, NONE
+    while at < end:
+        stop = min(base + BLOCK, end)
+        following = class_masks(data, base + BLOCK, end)
+        hard = is_hard(data, base, end, was_hard, previous, now, following)
+        starts, others, digits = piece_starts(previous, now, following, others, digits)
+        behind = NONE
+        if hard:
+            while at < stop:
+                at = piece_end(data, at, end, classes)
+                ends[n] = at - start
+                n += 1
+        else:
+            here, behind = contraction_ends(data, base, end, others)
+            starts = _ends_after(at, base, end, starts | (now[0] & (here | contracted)))
+            while starts != NONE:
+                at = base + first_bit(starts)
+                starts &= starts - _ONE
+                ends[n] = at - start
+                n += 1
+        contracted = behind
+        previous, now, was_hard = now, following, hard
+        base += BLOCK
+    return n

@@ -6,7 +6,8 @@ import heapq
 
 import numpy as np
 
-from puna.data.kernels.buffers import FNV_PRIME, FNV_SEED, MIX, Array, kernel
+from puna.data.kernels.buffers import FNV_SEED, MIX, Array, kernel
+from puna.tokens.kernels.bits import load64
 from puna.tokens.kernels.scan import Word
 
 NO_ID = -1
@@ -21,11 +22,13 @@ _FREE = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 @kernel
 def hash_bytes(data: Array, start: int, end: int) -> Word:
-    """Return the FNV-1a hash of bytes."""
+    """Return a hash of at least 8 bytes."""
     value = FNV_SEED
-    for i in range(start, end):
-        value = (value ^ np.uint64(data[i])) * FNV_PRIME
-    return value ^ (value >> np.uint64(29))
+    for at in range(start, end - 8, 8):
+        value = (value ^ load64(data, at)) * MIX
+        value ^= value >> np.uint64(32)
+    value = (value ^ load64(data, end - 8)) * MIX
+    return value ^ (value >> np.uint64(32))
 
 
 @kernel
@@ -78,18 +81,18 @@ def fill_pairs(lefts: Array, rights: Array, merged: Array, pairs: Array, byte_id
 
 @kernel
 def same_bytes(left: Array, left_start: int, right: Array, right_start: int, n: int) -> bool:
-    """Tell whether ``n`` bytes are equal."""
-    for i in range(n):  # noqa: SIM110 - a generator would not compile
-        if left[left_start + i] != right[right_start + i]:
+    """Tell whether ``n`` bytes, at least 8, are equal."""
+    for at in range(0, n - 8, 8):
+        if load64(left, left_start + at) != load64(right, right_start + at):
             return False
-    return True
+    return load64(left, left_start + n - 8) == load64(right, right_start + n - 8)
 
 
 @kernel
 def find_token(
     digest: Word, data: Array, start: int, end: int, arena: Array, starts: Array, slots: Array
 ) -> int:
-    """Return the id of the token with these bytes, or :data:`NO_ID`."""
+    """Return the number of the token with these bytes, or :data:`NO_ID`."""
     mask = np.uint64(len(slots) - 1)
     at = digest & mask
     while slots[at] != NO_ID:
