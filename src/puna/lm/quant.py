@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from puna.model.llama import Llama
 
 _MAX = 127
+_WIDENED_VALUES = 1 << 24  # of a matrix at once: 64 MiB in float32
 
 
 def quantize_rows(
@@ -24,7 +25,8 @@ def quantize_rows(
 ) -> tuple[Int8[Tensor, "rows columns"], Float[Tensor, " rows"]]:
     """Round a matrix to int8; row i is about ``scales[i] * values[i]``.
 
-    A row of zeros has the scale 0.
+    A row of zeros has the scale 0; one with a value that is not finite has such a scale, so that it
+    shows in the results.
     """
     wide_OI = weight_OI.float()
     scales_O = wide_OI.abs().amax(dim=1) / _MAX
@@ -47,15 +49,23 @@ class _Int8Matrix(nn.Module):
 
 
 def _scaled_product(x_BTI: Tensor, weight_OI: Tensor, scales_O: Tensor) -> Tensor:
-    return F.linear(x_BTI, weight_OI.to(x_BTI.dtype)) * scales_O.to(x_BTI.dtype)
+    """Multiply by the rounded values, then scale.
+
+    PyTorch multiplies no int8 by float, so the values are widened first, some rows at a time.
+    """
+    n_rows, n_columns = weight_OI.shape
+    at_once = max(1, _WIDENED_VALUES // n_columns)
+    if n_rows <= at_once:
+        return F.linear(x_BTI, weight_OI.to(x_BTI.dtype)) * scales_O.to(x_BTI.dtype)
+    out_BTO = x_BTI.new_empty((*x_BTI.shape[:-1], n_rows))
+    for start in range(0, n_rows, at_once):
+        rows = slice(start, start + at_once)
+        out_BTO[..., rows] = _scaled_product(x_BTI, weight_OI[rows], scales_O[rows])
+    return out_BTO
 
 
 class Int8Linear(_Int8Matrix):
-    """A linear layer; the product is computed with the rounded values, then scaled.
-
-    PyTorch multiplies no int8 by float, so the values are widened first: a temporary of the size of
-    this one matrix, worth it for the many rows of a prompt.
-    """
+    """A linear layer; worth it for the many rows of a prompt, too: they share the widening."""
 
     def forward(self, x_BTI: Float[Tensor, "... columns"]) -> Float[Tensor, "... rows"]:
         """Return x times the matrix."""
@@ -79,7 +89,11 @@ class Int8Embedding(_Int8Matrix):
 def quantize_int8(model: Llama) -> None:
     """Replace every matrix of a model by its int8 form, one at a time; norms stay.
 
-    The model can then no longer be trained or saved.
+    A tied head stays one matrix with the embedding. The model can then no longer be trained or
+    saved. A quantised model stays as it is.
+
+    Args:
+        model: On any device but ``meta``.
     """
     dtype = model.norm.weight.dtype
     for module in list(model.modules()):

@@ -43,7 +43,8 @@ def is_supported(model: Llama) -> bool:
 
     It is on the CPU, all matrices have one of the types that the kernels know, and so do the norms.
     """
-    matrices = [weight for weight, _ in _matrices(model)]
+    stored = _matrices(model)
+    matrices = [weight for weight, _ in stored]
     norms = _norms(model)
     kinds = {weight.dtype for weight in matrices}
     norm_kinds = {weight.dtype for weight in norms}
@@ -52,6 +53,7 @@ def is_supported(model: Llama) -> bool:
         and kinds <= _KINDS.keys()
         and norm_kinds <= _NORM_KINDS.keys()
         and all(w.device.type == "cpu" and w.is_contiguous() for w in (*matrices, *norms))
+        and all(scales is None or scales.dtype == torch.float32 for _, scales in stored)
     )
 
 
