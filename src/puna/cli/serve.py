@@ -41,7 +41,8 @@ _NEEDED = ("httptools", "starlette", "uvicorn")
 )  # fmt: skip
 @click.option(
     "--batch-invariant", is_flag=True,
-    help="Answers are bitwise the same whatever else is computed at the time.",
+    help="Answers are bitwise the same whatever else is computed at the time; the default where "
+    "it is almost free.",
 )  # fmt: skip
 @click.option(
     "--max-queue", type=click.IntRange(min=0), default=256, show_default=True,
@@ -105,7 +106,7 @@ def serve(
             max_body_bytes,
             default_max_tokens,
         ),
-        {"max_cache_tokens": max_cache_tokens, "batch_invariant": batch_invariant},
+        {"max_cache_tokens": max_cache_tokens, "batch_invariant": batch_invariant or None},
         _announce,
     )
     if not server.address.is_local and api_key is None:
