@@ -42,7 +42,9 @@ _TYPE_NAMES = {number: name for name, (number, _, _) in GGML_TYPES.items()}
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
+_WHOLE = {4: (0, 2**32), 5: (-(2**31), 2**31), 10: (0, 2**64), 11: (-(2**63), 2**63)}
+"""Types of whole numbers that are written: number -> range, in the order of preference."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class GGUFTensor:
     n_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Skipped:
     """Stands for an array that was not read.
 
@@ -76,6 +78,9 @@ class Skipped:
 
     def __len__(self) -> int:
         return self.length
+
+    def __repr__(self) -> str:
+        return f"<list of {self.length} values>"
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def read_gguf(path: Path | str, *, skip_arrays: bool = False) -> GGUFFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise PunaError(f"{path} does not exist", "give a .gguf file")
+        raise PunaError(f"{path} is no file, or does not exist", "give a .gguf file")
     with path.open("rb") as file:
         if not file.seek(0, 2):
             raise PunaError(f"{path} is empty, not a GGUF file", _RELOAD)
@@ -168,7 +173,7 @@ class _Header:
         self, entries: list[tuple[str, tuple[int, ...], str, int]], metadata: dict[str, Any]
     ) -> dict[str, GGUFTensor]:
         alignment = metadata.get(ALIGNMENT_KEY, ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        if not _is_alignment(alignment):
             raise self._damaged(f"{ALIGNMENT_KEY} is {alignment!r}, not a power of two")
         start = -(-self._at // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
@@ -286,11 +291,12 @@ class GGUFWriter:
     Args:
         file: Open for writing, at its beginning.
         metadata: Key-values. Whole numbers are written as uint32 where they fit, else as int32,
-            uint64 or int64, others as float32; lists by the type of their elements.
+            uint64 or int64, others as float32; lists by the type of their elements (of whole
+            numbers int32 first). ``general.alignment`` is obeyed.
         tensors: (name, shape outermost first, type name).
 
     Raises:
-        ValueError: A value of a type that has no form in the file.
+        ValueError: A value that has no form in the file, or a name is there twice.
     """
 
     def __init__(
@@ -301,6 +307,11 @@ class GGUFWriter:
     ) -> None:
         self._file = file
         table = list(tensors)
+        if len({name for name, _, _ in table}) != len(table):
+            raise ValueError("a GGUF file holds one tensor of a name")
+        self._alignment = metadata.get(ALIGNMENT_KEY, ALIGNMENT)
+        if not _is_alignment(self._alignment):
+            raise ValueError(f"{ALIGNMENT_KEY} is {self._alignment!r}, not a power of two")
         self._sizes = [n_bytes_of(type_name, shape) for _, shape, type_name in table]
         self._written = 0
         out = bytearray(MAGIC)
@@ -312,14 +323,11 @@ class GGUFWriter:
             out += _text(name) + struct.pack("<I", len(shape))
             out += struct.pack(f"<{len(shape)}Q", *reversed(shape))
             out += struct.pack("<IQ", GGML_TYPES[type_name][0], offset)
-            offset += _aligned(n_bytes)
-        file.write(out + bytes(_aligned(len(out)) - len(out)))
+            offset += n_bytes + self._gap(n_bytes)
+        file.write(out + bytes(self._gap(len(out))))
 
     def write(self, data: Any) -> None:
-        """Write the next tensor.
-
-        Args:
-            data: Its bytes, any buffer.
+        """Write the bytes of the next tensor, any buffer.
 
         Raises:
             ValueError: It has another size than the table says.
@@ -329,12 +337,15 @@ class GGUFWriter:
         if len(view) != n_bytes:
             raise ValueError(f"a tensor of {len(view)} bytes, the table says {n_bytes}")
         self._file.write(view)
-        self._file.write(bytes(_aligned(n_bytes) - n_bytes))
+        self._file.write(bytes(self._gap(n_bytes)))
         self._written += 1
 
+    def _gap(self, n_bytes: int) -> int:
+        return -n_bytes % self._alignment
 
-def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+def _is_alignment(value: Any) -> bool:
+    return type(value) is int and value > 0 and value & (value - 1) == 0
 
 
 def _text(text: str) -> bytes:
@@ -352,7 +363,10 @@ def _typed(value: Any) -> bytes:
 
 
 def _body(value: Any, kind: int) -> bytes:
-    return _text(value) if kind == _STRING else struct.pack(f"<{_SCALARS[kind]}", value)
+    try:
+        return _text(value) if kind == _STRING else struct.pack(f"<{_SCALARS[kind]}", value)
+    except OverflowError as error:
+        raise ValueError(f"a GGUF file has no form for {value!r}") from error
 
 
 def _kind(value: Any) -> int:
@@ -361,18 +375,24 @@ def _kind(value: Any) -> int:
     if isinstance(value, bool):
         return _BOOL
     if isinstance(value, float):
-        return 6
+        return _FLOAT32
     if isinstance(value, int):
-        ranges = ((4, 0, 2**32), (5, -(2**31), 2**31), (10, 0, 2**64), (11, -(2**63), 2**63))
-        for kind, low, high in ranges:
-            if low <= value < high:
-                return kind
+        return _kind_of_whole(value, value, _WHOLE)
     raise ValueError(f"a GGUF file has no form for {value!r}")
+
+
+def _kind_of_whole(least: int, most: int, kinds: Iterable[int]) -> int:
+    for kind in kinds:
+        low, high = _WHOLE[kind]
+        if low <= least and most < high:
+            return kind
+    raise ValueError(f"a GGUF file has no form for whole numbers from {least} to {most}")
 
 
 def _kind_of_list(values: list[Any] | tuple[Any, ...]) -> int:
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        return 5  # token types and the like are int32 in llama.cpp's files
+        # Token types and the like are int32 in llama.cpp's files.
+        return _kind_of_whole(min(values, default=0), max(values, default=0), (5, 4, 10, 11))
     kinds = {_kind(value) for value in values}
     if len(kinds) != 1:
         raise ValueError("the elements of a list in a GGUF file are of one type")

@@ -314,16 +314,14 @@ class _Job:
         """Write a GGUF file, with the tokenizer in it."""
         from puna.model.formats.gguf import save_gguf
 
-        ids = self.special_ids
-        own = {"bos": ids.bos_id, "eos": next(iter(ids.eos_ids), None), "padding": ids.pad_id}
         metadata: dict[str, Any] = {"general.name": self.checkpoint.path.stem}
-        metadata |= {
-            f"tokenizer.ggml.{key}_token_id": id_ for key, id_ in own.items() if id_ is not None
-        }
         if self.tokenizer is not None:
             try:
                 metadata.update(self.tokenizer.gguf_metadata())
             except PunaError as error:
                 self.notes.append(f"the file holds no tokenizer: {error.message}")
         kind: Any = self.dtype  # checked: not float16
-        save_gguf(path, self.checkpoint.config, self.tensors(), dtype=kind, metadata=metadata)
+        save_gguf(
+            path, self.checkpoint.config, self.tensors(), dtype=kind, metadata=metadata,
+            special_ids=self.special_ids,
+        )  # fmt: skip

@@ -107,8 +107,9 @@ class Checkpoint(Protocol):
     ) -> Iterator[tuple[str, Float[Tensor, "*shape"]]]:
         """Yield (our name, tensor) one at a time, in our layout (rotate-half q and k).
 
-        Quantised tensors come as float32, others as they are stored. A tensor may be a view of the
-        mapped file: copy it before changing it or keeping it beyond the file.
+        Quantised tensors come as float32 and belong to the caller. Others come as they are stored
+        and may be views of the mapped file: copy one before changing it or keeping it beyond the
+        file.
 
         Args:
             names: Only these parameters; all when None.

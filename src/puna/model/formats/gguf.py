@@ -23,6 +23,7 @@ from puna.model.formats.gguf_config import (
     config_to_gguf,
     rope_divisors,
     special_ids_from_gguf,
+    special_ids_to_gguf,
 )
 from puna.model.formats.layout import to_interleaved, to_rotate_half
 from puna.model.formats.mapped import MappedFile
@@ -46,6 +47,7 @@ _LAYER = {
     "attention.wo": "attn_output", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",
     "feed_forward.w3": "ffn_up", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm",
 }  # fmt: skip
+_MAX_DIVISORS_BYTES = 1 << 16
 _PERMUTED = ("attention.wq.weight", "attention.wk.weight")
 
 
@@ -88,9 +90,10 @@ class GGUFCheckpoint:
         entry = self._tensors.get(ROPE_FREQS)
         if entry is None:
             return None
-        if entry.type_name != "F32":
+        if entry.type_name != "F32" or entry.n_bytes > _MAX_DIVISORS_BYTES:
             raise PunaError(
-                f"{self.path}: tensor {ROPE_FREQS} is {entry.type_name}, not F32",
+                f"{self.path}: tensor {ROPE_FREQS} of shape {list(entry.shape)} is "
+                f"{entry.type_name}, not a few values of F32",
                 "convert the file again",
             )
         import numpy as np
@@ -136,11 +139,12 @@ class GGUFCheckpoint:
             plain = _PLAIN.get(entry.type_name)
             if plain is not None:
                 tensor = data.tensor(entry.offset_bytes, plain, entry.shape)
-            else:
-                raw = data.raw(entry.offset_bytes, entry.n_bytes)
-                tensor = dequantize(raw, entry.type_name, entry.shape)
+            else:  # the rows are moved while they are packed: they are small then
+                tensor = data.raw(entry.offset_bytes, entry.n_bytes).view(entry.shape[0], -1)
             if name.endswith(_PERMUTED):
                 tensor = to_rotate_half(tensor, self.config.head_dim)
+            if plain is None:
+                tensor = dequantize(tensor, entry.type_name)
             yield name, tensor
             del tensor  # or it would live on while the next one is made
 
@@ -152,6 +156,7 @@ def save_gguf(
     *,
     dtype: GGUFDtype = "float32",
     metadata: Mapping[str, Any] | None = None,
+    special_ids: SpecialIds | None = None,
 ) -> None:
     """Write a file, one tensor at a time; it appears whole or not at all.
 
@@ -161,9 +166,11 @@ def save_gguf(
         tensors: Full, unsharded parameters by our names, in the order of the model.
         dtype: Of the matrices.
         metadata: Further key-values: the tokenizer's, a name.
+        special_ids: Of the model; what ``metadata`` says about them goes before.
 
     Raises:
-        PunaError: A matrix has rows that are no whole blocks (Q8_0), or there is no room.
+        PunaError: Q8_0 cannot hold a matrix: its rows are no whole blocks, or a value is too large
+            or not finite; or there is no room.
         ValueError: The parameters are not those of the configuration, or out of order.
     """
     import torch
@@ -182,14 +189,14 @@ def save_gguf(
                 "write it as float32 or bfloat16",
             )
     scaling = config.rope_scaling
-    scales = isinstance(scaling, RopeScaling)
-    if scales:
+    if isinstance(scaling, RopeScaling):
         table.insert(0, (ROPE_FREQS, (config.head_dim // 2,), "F32"))
     values: dict[str, Any] = {
         "general.architecture": ARCHITECTURE,
         "general.file_type": file_type,
         "general.quantization_version": 2,
         **config_to_gguf(config),
+        **special_ids_to_gguf(special_ids or SpecialIds(), metadata or {}),
         **(metadata or {}),
     }
     pairs = tensor_pairs(shapes, tensors)
@@ -218,5 +225,10 @@ def _write(writer: GGUFWriter, name: str, tensor: Tensor, type_name: str, head_d
     elif type_name == "BF16":
         tensor = tensor.bfloat16()
     else:
-        tensor = quantize_q8_0(tensor)
+        try:
+            tensor = quantize_q8_0(tensor)
+        except ValueError as error:
+            raise PunaError(
+                f"tensor {gguf_name(name)}: {error}", "write it as float32 or bfloat16"
+            ) from error
     writer.write(tensor.contiguous().view(torch.uint8).flatten().numpy())

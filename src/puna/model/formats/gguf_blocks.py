@@ -19,43 +19,64 @@ from torch import Tensor
 
 from puna.core.gguf import GGML_TYPES
 
-_CHUNK_VALUES = 1 << 18  # small enough that the steps of a chunk meet in the cache
-_Q8_MAX = 127
+# Small enough that the steps of a chunk meet in the cache, and that torch gives none of them to
+# several threads: on a busy machine each would wait for the slowest, 50 times as long as it works.
+_CHUNK_VALUES = 1 << 15
+_Q8_BLOCK, _Q8_BYTES, _Q8_MAX = 32, 34, 127
 
 
 def dequantize(
-    raw_M: UInt8[Tensor, " n_bytes"], type_name: str, shape: tuple[int, ...]
-) -> Float[Tensor, "*shape"]:
-    """Return a quantised tensor as float32.
+    raw_RB: UInt8[Tensor, "rows row_bytes"], type_name: str
+) -> Float[Tensor, "rows columns"]:
+    """Return a quantised matrix as float32.
 
     Args:
-        raw_M: Its bytes.
+        raw_RB: Its bytes, row by row.
         type_name: A key of :data:`READABLE`.
-        shape: Outermost dimension first.
     """
     _, block, size = GGML_TYPES[type_name]
-    blocks_NS = raw_M.view(-1, size)
+    blocks_NS = raw_RB.view(-1, size)
     out_NV = torch.empty(len(blocks_NS), block)
-    step = max(1, _CHUNK_VALUES // block)
+    step = _CHUNK_VALUES // block
     for start in range(0, len(blocks_NS), step):
         READABLE[type_name](blocks_NS[start : start + step], out_NV[start : start + step])
-    return out_NV.view(shape)
+    return out_NV.view(len(raw_RB), -1)
 
 
-def quantize_q8_0(tensor: Float[Tensor, "*shape"]) -> UInt8[Tensor, " n_bytes"]:
+def quantize_q8_0(tensor: Float[Tensor, "rows columns"]) -> UInt8[Tensor, "blocks 34"]:
     """Round to Q8_0: blocks of 32 signed bytes with a float16 scale.
 
     The scale maps the largest magnitude of a block to 127; halves round away from zero.
+
+    Args:
+        tensor: Its rows are whole blocks.
+
+    Raises:
+        ValueError: A value is not finite, or too large for a scale of float16.
     """
-    values_NV = tensor.float().reshape(-1, 32)
-    scale_N1 = values_NV.abs().amax(dim=1, keepdim=True) / _Q8_MAX
-    inverse_N1 = torch.where(scale_N1 == 0, 0.0, 1 / scale_N1)
+    values_NV = tensor.reshape(-1, _Q8_BLOCK)
+    out_NS = torch.empty(len(values_NV), _Q8_BYTES, dtype=torch.uint8)
+    step = _CHUNK_VALUES // _Q8_BLOCK
+    for start in range(0, len(values_NV), step):
+        _to_q8_0(values_NV[start : start + step].float(), out_NS[start : start + step])
+    return out_NS
+
+
+def _to_q8_0(values_NV: Tensor, out_NS: Tensor) -> None:
+    largest_N1 = values_NV.abs().amax(dim=1, keepdim=True)
+    scale_N1 = largest_N1 / _Q8_MAX
+    half_N1 = scale_N1.to(torch.float16)
+    if not bool(half_N1.isfinite().all()):
+        worst = float(largest_N1[~half_N1.isfinite()][0])
+        raise ValueError(f"a value of magnitude {worst:g} does not fit into Q8_0")
+    inverse_N1 = 1 / scale_N1
+    inverse_N1[inverse_N1.isinf()] = 0.0  # of zeros, and of values so small that the scale is 0
     scaled_NV = values_NV * inverse_N1
     size_NV = scaled_NV.abs()
     floor_NV = size_NV.floor()
     rounded_NV = (floor_NV + (2 * (size_NV - floor_NV)).floor()) * scaled_NV.sign()
-    scales_N2 = scale_N1.to(torch.float16).view(torch.uint8)
-    return torch.cat((scales_N2, rounded_NV.to(torch.int8).view(torch.uint8)), dim=1).flatten()
+    out_NS[:, :2] = half_N1.view(torch.uint8)
+    out_NS[:, 2:] = rounded_NV.to(torch.int8).view(torch.uint8)
 
 
 def _half(blocks_NS: Tensor, at: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.model.formats.checkpoint import Checkpoint, open_checkpoint
+from puna.model.formats.mapped import ITEM_BYTES
 from puna.model.formats.probe import refuse_wrong_layout
 from puna.model.llama import Llama
 
@@ -43,7 +44,8 @@ def load_model(
     state: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors():
         check_finite(checkpoint, name, tensor)
-        state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+        is_mapped = checkpoint.stored[name].dtype in ITEM_BYTES  # else unpacked, nobody else's
+        state[name] = tensor.to(device=device, dtype=dtype, copy=is_mapped)
         del tensor  # or it would live on while the next one is made
     model.load_state_dict(state, strict=True, assign=True)
     return model
