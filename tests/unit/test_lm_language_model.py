@@ -215,7 +215,7 @@ def test_impossible_options_are_explained(folder: Path, options: dict, message: 
 def test_weights_beyond_the_free_memory_are_refused_before_they_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PunaError, match="weights of llama3.1-405b need 1.48 TiB on cpu"):
+    with pytest.raises(PunaError, match=r"weights of llama3\.1-405b need 1\.48 TiB on cpu"):
         puna.load("llama3.1-405b", device="cpu")
     monkeypatch.setattr("puna.lm.engine.memory.free_bytes", lambda _: 1000)
     with pytest.raises(PunaError, match="1000 B are free"):
