@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -297,7 +296,6 @@ def measure(options: argparse.Namespace) -> int:
     kind = ["--dtype", options.dtype]
     kind += ["--quantize", options.quantize] if options.quantize else []
     me = str(Path(__file__))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
     children = [
         Child("-m", "puna.cli.main", "serve", str(smollm2_path()), "--port", "0", "--name", "bench",
               "--max-batch", str(options.clients), *kind),

@@ -7,6 +7,7 @@ and :func:`load_tokenizer` are the way in; importing puna imports neither torch 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 from puna.core.version import VERSION as __version__
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from puna.lm.load import DType
     from puna.model.device import Device
     from puna.tokens.tokenizer import Tokenizer
+
+# Read when torch is loaded: waiting threads sleep. Spinning ones take the cores from each other as
+# soon as anything else runs, and every operation then takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["__version__", "load", "load_tokenizer"]
 

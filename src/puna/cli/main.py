@@ -62,9 +62,6 @@ def entry(arguments: list[str] | None = None) -> None:
     """Run the command line: user errors end with one message and exit code 2, no traceback."""
     from puna.core.errors import USER_ERROR_EXIT_CODE
 
-    # Read when torch is loaded: waiting threads sleep. Spinning ones take the cores from each
-    # other as soon as anything else runs (see puna.train.parallel.threads).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = cli.main(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
