@@ -240,3 +240,26 @@ def test_no_torch_comes_along() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_kinds_stream_through_a_window() -> None:
+    """WordPiece joins by context: the texts of single ids do not add up to the whole."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    words = ["[UNK]", "</s>", "the", "fox", "##es", "##y", ",", "\N{REPLACEMENT CHARACTER}"]
+    engine = tokenizers.Tokenizer(
+        models.WordPiece(vocab={word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    engine.decoder = decoders.WordPiece()
+    engine.add_special_tokens(["</s>"])
+    tokenizer = Tokenizer(engine.to_str())
+    assert tokenizer.pieces is None
+    rng = random.Random(0)
+    for n in (1, 5, 40, 300):
+        ids = [rng.randrange(2, len(words)) for _ in range(n)]
+        decoder = StreamDecoder(tokenizer)
+        pieces = [decoder.push(id_) for id_ in ids]
+        assert "".join(pieces) + decoder.flush() == tokenizer.decode(ids)
+        assert len(decoder._ids) <= 64 + n // 4
