@@ -3,13 +3,14 @@
 import gc
 import os
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from puna.data.kernels.buffers import kernel
-from puna.lm.cpu import attention, matmul
+from puna.lm.cpu import attention, matmul, pages
 from puna.lm.cpu import crew as crews
 from puna.lm.cpu import decoder as decoders
 from puna.lm.cpu.attention import SPAN_KEYS
@@ -347,3 +348,42 @@ def test_exponentials():
     assert edges[:3].tolist() == pytest.approx([0, 0, 1], abs=1e-37)
     assert np.isnan(edges[3])
     assert edges[4] > 1e38
+
+
+def huge_bytes(tensor: torch.Tensor) -> int:
+    """Memory in large pages of the mapping that holds a tensor."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and ":" not in first:
+            start, end = (int(part, 16) for part in first.split("-"))
+            inside = start <= tensor.data_ptr() < end
+        elif inside and first == "AnonHugePages:":
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def test_pages_of_large_weights_are_merged_where_the_system_can():
+    weights = torch.ones(100 << 20, dtype=torch.uint8)
+    before = huge_bytes(weights) if pages._SETTINGS.exists() else 0
+    thread = pages.merge_pages([weights])
+    if thread is None:
+        pytest.skip("the system has no large pages, or forbids them")
+    thread.join()
+    assert weights.eq(1).all()
+    if before == huge_bytes(weights):
+        pytest.skip("the system had no large pages to give")
+    assert huge_bytes(weights) > before
+
+
+@pytest.mark.parametrize("setting", ["always madvise [never]", None])
+def test_pages_stay_where_the_system_does_not_want(setting, monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "_SETTINGS", tmp_path)
+    if setting is not None:
+        (tmp_path / "enabled").write_text(setting)
+        (tmp_path / "hpage_pmd_size").write_text("2097152\n")
+    assert pages.merge_pages([torch.empty(100 << 20, dtype=torch.uint8)]) is None
+
+
+def test_pages_of_small_models_stay():
+    assert pages.merge_pages([torch.ones(1000)]) is None

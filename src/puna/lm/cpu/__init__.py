@@ -2,5 +2,5 @@
 
 Read in this order: ``decoder`` (what the engine calls), ``structures`` (what it hands over),
 ``step`` (the forward), ``schedule`` and ``crew`` (the threads), ``matmul``, ``attention`` and
-``elementwise`` (the loops), ``vectors`` and ``intrinsics`` (instructions).
+``elementwise`` (the loops), ``vectors`` and ``intrinsics`` (instructions), ``pages`` (of memory).
 """

@@ -12,6 +12,7 @@ from torch import Tensor
 from puna.lm.cpu.attention import MOST_SPANS, SPAN_KEYS
 from puna.lm.cpu.crew import crew_of
 from puna.lm.cpu.intrinsics import BFLOAT16, FLOAT32, INT8, LANES
+from puna.lm.cpu.pages import merge_pages
 from puna.lm.cpu.step import forward
 from puna.lm.cpu.structures import (
     PROGRESS_COLUMNS,
@@ -35,6 +36,8 @@ _MATRICES = (
     *(f"attention.{name}" for name in ("wq", "wk", "wv", "wo")),
     *(f"feed_forward.{name}" for name in ("w1", "w2", "w3")),
 )
+_CALLS_BEFORE_MERGING = 64
+"""Steps after which it is likely that more steps will pay for merging pages."""
 _NORMS = ("attention_norm", "ffn_norm")
 
 
@@ -87,7 +90,7 @@ class CpuDecoder:
         )  # fmt: skip
         self._weights, self._owners = _weights(model)
         self._buffers: Buffers | None = None
-        self._n_tokens = self._n_spans = self._n_keys = 0
+        self._n_tokens = self._n_spans = self._n_keys = self._n_calls = 0
 
     def forward(
         self,
@@ -112,6 +115,9 @@ class CpuDecoder:
         Returns:
             float32, a tensor of its own.
         """
+        self._n_calls += 1
+        if self._n_calls == _CALLS_BEFORE_MERGING:
+            merge_pages(self._owners)
         # One type of array, so that there is one compiled function.
         tokens_N, positions_N = _plain(tokens_N, np.int64), _plain(positions_N, np.int64)
         tables_NM = _plain(tables_NM, np.int32)
