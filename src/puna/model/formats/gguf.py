@@ -131,18 +131,20 @@ class GGUFCheckpoint:
         Raises:
             PunaError: The file ends before a tensor does.
         """
+        import torch
+
         from puna.model.formats.gguf_blocks import dequantize
 
         data = MappedFile(self.path)
         for name in self.stored if names is None else names:
             entry = self._tensors[gguf_name(name)]
-            plain = _PLAIN.get(entry.type_name)
+            plain, head_dim = _PLAIN.get(entry.type_name), self.config.head_dim
             if plain is not None:
                 tensor = data.tensor(entry.offset_bytes, plain, entry.shape)
-            else:  # the rows are moved while they are packed: they are small then
+            else:
                 tensor = data.raw(entry.offset_bytes, entry.n_bytes).view(entry.shape[0], -1)
-            if name.endswith(_PERMUTED):
-                tensor = to_rotate_half(tensor, self.config.head_dim)
+            if name.endswith(_PERMUTED):  # a head at a time, and packed while it is small
+                tensor = torch.cat([to_rotate_half(w, head_dim) for w in tensor.split(head_dim)])
             if plain is None:
                 tensor = dequantize(tensor, entry.type_name)
             yield name, tensor

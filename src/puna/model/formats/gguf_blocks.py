@@ -18,10 +18,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from puna.core.gguf import GGML_TYPES
+from puna.model.formats.parts import SERIAL_VALUES
 
-# Small enough that the steps of a chunk meet in the cache, and that torch gives none of them to
-# several threads: on a busy machine each would wait for the slowest, 50 times as long as it works.
-_CHUNK_VALUES = 1 << 15
 _Q8_BLOCK, _Q8_BYTES, _Q8_MAX = 32, 34, 127
 
 
@@ -37,7 +35,7 @@ def dequantize(
     _, block, size = GGML_TYPES[type_name]
     blocks_NS = raw_RB.view(-1, size)
     out_NV = torch.empty(len(blocks_NS), block)
-    step = _CHUNK_VALUES // block
+    step = SERIAL_VALUES // block  # values that stay in the cache from one operation to the next
     for start in range(0, len(blocks_NS), step):
         READABLE[type_name](blocks_NS[start : start + step], out_NV[start : start + step])
     return out_NV.view(len(raw_RB), -1)
@@ -56,7 +54,7 @@ def quantize_q8_0(tensor: Float[Tensor, "rows columns"]) -> UInt8[Tensor, "block
     """
     values_NV = tensor.reshape(-1, _Q8_BLOCK)
     out_NS = torch.empty(len(values_NV), _Q8_BYTES, dtype=torch.uint8)
-    step = _CHUNK_VALUES // _Q8_BLOCK
+    step = SERIAL_VALUES // _Q8_BLOCK
     for start in range(0, len(values_NV), step):
         _to_q8_0(values_NV[start : start + step].float(), out_NS[start : start + step])
     return out_NS

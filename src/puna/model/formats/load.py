@@ -12,6 +12,7 @@ from torch import Tensor
 from puna.core.errors import PunaError
 from puna.model.formats.checkpoint import Checkpoint, open_checkpoint
 from puna.model.formats.mapped import ITEM_BYTES
+from puna.model.formats.parts import parts_of
 from puna.model.formats.probe import refuse_wrong_layout
 from puna.model.llama import Llama
 
@@ -57,8 +58,9 @@ def check_finite(checkpoint: Checkpoint, name: str, tensor: Float[Tensor, "*shap
     Raises:
         PunaError: Names the tensor, the place of the first such value, and the value.
     """
-    # The sum is not finite when a value is not; the reverse is rare and settled by looking.
-    if math.isfinite(float(tensor.sum(dtype=torch.float32))):
+    # A sum is not finite when a value is not; the reverse is rare and settled by looking.
+    sums = (float(part.sum(dtype=torch.float32)) for part in parts_of(tensor))
+    if all(math.isfinite(value) for value in sums):
         return
     wrong = ~torch.isfinite(tensor)
     if bool(wrong.any()):

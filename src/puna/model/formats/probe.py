@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from puna.core.errors import PunaError
+from puna.model.formats.parts import parts_of
 from puna.model.names import EMBEDDING
 
 if TYPE_CHECKING:
@@ -125,8 +126,11 @@ def _row_norms(
     w_RC: Float[Tensor, "rows dim"], gain: Float[Tensor, " dim"], head_dim: int
 ) -> Float[Tensor, "heads head_dim"]:
     """Return the logarithm of each row's norm, as its input scales it, less its head's mean."""
-    squares_R = (w_RC.float() * gain.float()).square().sum(dim=1)
-    logs_ND = squares_R.clamp_min(1e-30).log().view(-1, head_dim)
+    import torch
+
+    gain = gain.float()
+    squares = [(part.float() * gain).square().sum(dim=1) for part in parts_of(w_RC)]
+    logs_ND = torch.cat(squares).clamp_min(1e-30).log().view(-1, head_dim)
     return logs_ND - logs_ND.mean(dim=1, keepdim=True)
 
 
@@ -218,14 +222,14 @@ def _judge(checkpoint: Checkpoint, which: str, norms_D: Float[Tensor, " head_dim
 
 def _explained(norms_D: Float[Tensor, " head_dim"], frequency_D: Int[Tensor, " head_dim"]) -> float:
     """Return the share of the variance that a cubic in the number of the frequency explains."""
-    import torch
+    import numpy as np  # torch would wake its threads for these few numbers
 
-    x_D = frequency_D.double() / frequency_D.max() * 2 - 1
-    powers = torch.stack([x_D**power for power in range(_DEGREE + 1)], dim=1)
-    y_D1 = norms_D.double().unsqueeze(1)
-    rest = y_D1 - powers @ torch.linalg.lstsq(powers, y_D1).solution
-    total = (y_D1 - y_D1.mean()).square().sum()
-    return float(1 - rest.square().sum() / total) if total > 0 else 0.0
+    y_D = norms_D.double().numpy()
+    x_D = frequency_D.double().numpy()
+    powers = np.vander(x_D / x_D.max() * 2 - 1, _DEGREE + 1)
+    rest_D = y_D - powers @ np.linalg.lstsq(powers, y_D, rcond=None)[0]
+    total = np.square(y_D - y_D.mean()).sum()
+    return float(1 - np.square(rest_D).sum() / total) if total > 0 else 0.0
 
 
 def _probe_embedding(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -281,11 +285,11 @@ def _class_ratio(sample_RC: Float[Tensor, "rows dim"], n: int) -> float:
 
 def _column_period(sample_RC: Float[Tensor, "rows dim"], n: int) -> float:
     """Return how alike the norms of columns are at a distance of 1/n of a row; near 0 in order."""
-    import torch
+    import numpy as np
 
     blocks = sample_RC.view(n, -1, sample_RC.shape[1]).square().mean(dim=1)
     norms = blocks.clamp_min(1e-30).log().view(n, n, -1)  # block of rows, repetition, column
     if float(norms.var(dim=-1).min()) <= 0:
         return 0.0
-    pairs = [float(torch.corrcoef(block[:2])[0, 1]) for block in norms]
+    pairs = [float(np.corrcoef(block[:2].numpy())[0, 1]) for block in norms]
     return min(pairs)
