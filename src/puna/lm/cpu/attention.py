@@ -12,7 +12,7 @@ import numpy as np
 
 from puna.data.kernels.buffers import Array, Int, kernel
 from puna.lm.cpu.elementwise import exp
-from puna.lm.cpu.intrinsics import divide
+from puna.lm.cpu.intrinsics import LINE_BYTES, WIDTHS, divide, prefetch
 from puna.lm.cpu.matmul import multiply
 from puna.lm.cpu.vectors import IS_WIDE, make_mixer
 
@@ -21,6 +21,7 @@ SPAN_KEYS = 512
 MOST_SPANS = 8
 _LANES = 16
 _WIDE = IS_WIDE
+_LINE_BYTES, _WIDTHS = LINE_BYTES, WIDTHS
 _SPAN_KEYS, _MOST_SPANS = SPAN_KEYS, MOST_SPANS
 
 _mix_1, _mix_2 = make_mixer(1), make_mixer(2)
@@ -30,6 +31,13 @@ _mix_1, _mix_2 = make_mixer(1), make_mixer(2)
 def span_keys(n_keys: Int) -> Int:
     """Return how many keys each span of a token has (the last one may have fewer)."""
     return _SPAN_KEYS * ((n_keys + _SPAN_KEYS * _MOST_SPANS - 1) // (_SPAN_KEYS * _MOST_SPANS))
+
+
+@kernel
+def _prefetch_rows(rows: Int, row_bytes: Int, n_rows: Int, used_bytes: Int) -> None:
+    for row in range(n_rows):
+        for line in range(0, used_bytes, _LINE_BYTES):
+            prefetch(rows + row * row_bytes + line)
 
 
 @kernel
@@ -62,6 +70,12 @@ def attend(
         slot = at % block_tokens
         n = min(block_tokens - slot, last - at)
         place = (np.int64(blocks[at // block_tokens]) * block_tokens + slot) * slot_bytes
+        _prefetch_rows(values + place, slot_bytes, n, size * _WIDTHS[kind])
+        if at + n < last:
+            ahead = np.int64(blocks[(at + n) // block_tokens]) * block_tokens * slot_bytes
+            _prefetch_rows(
+                keys + ahead, slot_bytes, min(block_tokens, last - at - n), size * _WIDTHS[kind]
+            )
         multiply(
             kind, keys + place, slot_bytes, 0, n, 0, queries, heads, n_heads, size,
             weights + 4 * (at - first), width, 0,

@@ -22,6 +22,9 @@ FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 WIDTHS = (4, 2, 1)
 """Bytes of one value, by kind."""
 
+LINE_BYTES = 64
+"""Of a processor's caches."""
+
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 VECTOR = ir.VectorType(F32, LANES)
 _STORED = (F32, ir.IntType(16), ir.IntType(8))
@@ -52,6 +55,16 @@ def emit_load(builder: ir.IRBuilder, address: Any, kind: int, n: int = 1) -> Any
 def emit_store(builder: ir.IRBuilder, value: Any, address: Any) -> None:
     """Store a float32, or a vector of them."""
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 4
+
+
+def emit_prefetch(builder: ir.IRBuilder, address: Any) -> None:
+    """Ask for a line in the second-level cache; an address outside of the memory does no harm."""
+    pointer = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
+    )
+    reads, second_level, is_data = (ir.Constant(I32, value) for value in (0, 2, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), reads, second_level, is_data])
 
 
 def emit_by_kind(
@@ -110,6 +123,17 @@ def store_float(typing_context, kind, address, value):  # noqa: ANN001, ANN201
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32), codegen
+
+
+@instruction
+def prefetch(typing_context, address):  # noqa: ANN001, ANN201
+    """Ask for the cache line at an address."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        emit_prefetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @instruction

@@ -12,7 +12,7 @@ from numba import types
 from puna.data.kernels.buffers import Int, native
 from puna.lm.cpu.vectors import IS_WIDE, make_tile
 
-AHEAD_BYTES = 4096
+AHEAD_BYTES = 16_384
 """Prefetched ahead in rows that lie one after the other."""
 _WIDE = IS_WIDE
 
