@@ -1,229 +1,497 @@
-"""GGUF checkpoints: every block format, round trips, peers, and files that are wrong."""
+"""GGUF checkpoints: against the gguf library and transformers, and on the real SmolLM2."""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from gguf.quants import dequantize as library_dequantize
+from gguf.quants import quantize as library_quantize
 from peers import smollm2_path
+from torch import Tensor
 
 from puna.core.errors import PunaError
-from puna.core.gguf import GGML_TYPES, GGUFWriter, read_gguf
-from puna.model.config import LinearScaling, LlamaConfig, RopeScaling
+from puna.core.gguf import GGUFWriter, n_bytes_of, read_gguf
+from puna.model.config import PRESETS, LinearScaling, LlamaConfig, RopeScaling
+from puna.model.formats.checkpoint import SpecialIds, open_checkpoint
 from puna.model.formats.gguf import GGUFCheckpoint, gguf_name, save_gguf
-from puna.model.formats.gguf_blocks import READABLE, dequantize, quantize_q8_0
-from puna.model.formats.gguf_config import ROPE_FREQS
+from puna.model.formats.gguf_blocks import READABLE
+from puna.model.formats.gguf_config import ROPE_FREQS, rope_divisors
+from puna.model.formats.layout import to_rotate_half
 from puna.model.formats.load import load_model
 from puna.model.llama import Llama
 from puna.model.names import parameter_shapes
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama2": {"rope_theta": 10_000.0},
-    "gqa": {"n_kv_heads": 2},
-    "tied": {"n_kv_heads": 1, "tie_embeddings": True},
-    "linear": {"rope_scaling": LinearScaling(factor=4.0)},
-    "llama3.1": {"rope_scaling": RopeScaling(), "max_seq_len": 131_072},
-    "llama3.2": {"rope_scaling": RopeScaling(factor=32.0), "tie_embeddings": True},
-}
+CONFIG = LlamaConfig(
+    vocab_size=96, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=160, max_seq_len=512,
+    rope_theta=10_000.0,
+)  # fmt: skip
+TIED = CONFIG.model_copy(update={"tie_embeddings": True, "norm_eps": 1e-6})
+LLAMA2 = CONFIG.model_copy(update={"n_kv_heads": 4})
+CONFIGS = {"grouped": CONFIG, "tied": TIED, "all heads": LLAMA2}
 
 
-def make_config(**values: Any) -> LlamaConfig:
-    defaults = {"vocab_size": 96, "dim": 128, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2,
-                "ffn_dim": 160, "max_seq_len": 256}  # fmt: skip
-    return LlamaConfig(**(defaults | values))
+def state_of(config: LlamaConfig) -> dict[str, Tensor]:
+    """Weights large enough for logits that mean something, norms that are not all one."""
+    torch.manual_seed(5)
+    return {
+        name: 1 + 0.1 * torch.randn(shape) if len(shape) == 1 else 0.1 * torch.randn(shape)
+        for name, shape in parameter_shapes(config).items()
+    }
 
 
-def write_table(path: Path, source: Path, change: dict[str, Any], drop: str = "") -> Path:
-    """Write a file again with other key-values or without a tensor."""
-    file = read_gguf(source)
-    data = source.read_bytes()
-    metadata = {k: v for k, v in (file.metadata | change).items() if v is not None}
-    tensors = [t for t in file.tensors.values() if t.name != drop]
-    with path.open("wb") as out:
-        writer = GGUFWriter(out, metadata, [(t.name, t.shape, t.type_name) for t in tensors])
-        for tensor in tensors:
-            writer.write(data[tensor.offset_bytes :][: tensor.n_bytes])
+def save(path: Path, config: LlamaConfig = CONFIG, **options: Any) -> Path:
+    save_gguf(path, config, state_of(config), **options)
     return path
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    config = make_config(n_kv_heads=1)
-    save_gguf(tmp_path / "m.gguf", config, Llama(config).state_dict())
-    return tmp_path / "m.gguf"
+def rewrite(
+    path: Path, *, metadata: Mapping[str, Any] = {}, drop: tuple[str, ...] = (),
+    tensors: Mapping[str, tuple[tuple[int, ...], str, bytes]] = {},
+) -> Path:  # fmt: skip
+    """Write a file again with other key-values or tensors; None removes a key."""
+    file, raw = read_gguf(path), path.read_bytes()
+    content = {
+        name: (one.shape, one.type_name, raw[one.offset_bytes : one.offset_bytes + one.n_bytes])
+        for name, one in file.tensors.items()
+        if name not in drop
+    } | dict(tensors)
+    values = {k: v for k, v in {**file.metadata, **metadata}.items() if v is not None}
+    with path.open("wb") as out:
+        writer = GGUFWriter(out, values, [(n, s, t) for n, (s, t, _) in content.items()])
+        for _, _, data in content.values():
+            writer.write(data)
+    return path
 
 
-@pytest.mark.parametrize("name", sorted(READABLE))
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_blocks_are_those_of_the_gguf_library(name, seed):
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize as peer
-
-    _, block, size = GGML_TYPES[name]
-    raw = np.random.default_rng(seed).integers(0, 256, (3, 2 * size), dtype=np.uint8)
-    with np.errstate(all="ignore"):  # random scales overflow and are not finite
-        wanted = peer(raw, GGMLQuantizationType[name])
-    found = dequantize(torch.from_numpy(raw.flatten()), name, (3, 2 * block)).numpy()
-    assert np.array_equal(np.isnan(wanted), np.isnan(found))
-    same = ~np.isnan(wanted)
-    assert np.array_equal(wanted.view(np.uint32)[same], found.view(np.uint32)[same])
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.0, 1e-9, 1e-3, 1.0, 60.0]))
-def test_rounding_to_q8_0_is_that_of_the_gguf_library(seed, scale):
-    from gguf import GGMLQuantizationType
-    from gguf.quants import quantize as peer
-
-    values = np.random.default_rng(seed).normal(size=(4, 96)).astype(np.float32) * scale
-    values = np.where(values > scale, np.round(values), values).astype(np.float32)
-    with np.errstate(all="ignore"):
-        wanted = peer(values, GGMLQuantizationType.Q8_0)
-    assert np.array_equal(quantize_q8_0(torch.from_numpy(values)).numpy(), wanted.flatten())
+# --- written and read
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", sorted(SHAPES))
-def test_round_trip_keeps_every_bit(tmp_path, name, dtype):
-    config = make_config(**SHAPES[name])
-    model = Llama(config, dtype=getattr(torch, dtype))
-    model.init_weights(3)
-    save_gguf(tmp_path / "m.gguf", config, model.state_dict(), dtype=dtype)
-    checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_round_trips_are_bitwise(name: str, dtype: str, tmp_path: Path) -> None:
+    config, state = CONFIGS[name], state_of(CONFIGS[name])
+    if dtype == "bfloat16":
+        state = {name: value.bfloat16() for name, value in state.items()}
+    save_gguf(tmp_path / "a.gguf", config, state.items(), dtype=dtype)
+    checkpoint = open_checkpoint(tmp_path / "a.gguf")
+    assert checkpoint.kind == "gguf"
     assert checkpoint.config == config
-    assert list(checkpoint.stored) == list(parameter_shapes(config))
-    for key, tensor in load_model(checkpoint).state_dict().items():
-        assert torch.equal(tensor.float(), model.state_dict()[key].float()), key
+    found = dict(checkpoint.tensors())
+    assert list(found) == list(state) == list(checkpoint.stored)
+    for key, tensor in found.items():
+        is_norm = tensor.ndim == 1
+        assert tensor.dtype == (torch.float32 if is_norm else getattr(torch, dtype))
+        assert checkpoint.stored[key].dtype == str(tensor.dtype).removeprefix("torch.")
+        assert torch.equal(tensor, state[key].to(tensor.dtype)), key
 
 
-def test_q8_0_is_close(tmp_path):
-    config = make_config()
-    model = Llama(config)
-    save_gguf(tmp_path / "m.gguf", config, model.state_dict(), dtype="Q8_0")
-    read = load_model(tmp_path / "m.gguf")
-    for key, tensor in read.state_dict().items():
-        wanted = model.state_dict()[key]
-        assert (tensor - wanted).abs().max() <= wanted.abs().max() / 127
+def test_the_library_reads_the_rows_of_q_and_k_interleaved(tmp_path: Path) -> None:
+    state = state_of(CONFIG)
+    path = save(tmp_path / "a.gguf", dtype="bfloat16", metadata={"general.name": "small"})
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.name"].contents() == "small"
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_BF16
+    theirs = {
+        one.name: torch.from_numpy(library_dequantize(one.data, one.tensor_type).copy())
+        for one in reader.tensors
+    }
+    assert theirs.keys() == {gguf_name(name) for name in state}
+    for name, tensor in state.items():
+        expected = tensor if tensor.ndim == 1 else tensor.bfloat16().float()
+        if name.endswith(("wq.weight", "wk.weight")):
+            head = expected.view(-1, 16, 64)  # pairs (i, i + 8) lie at rows 2i, 2i + 1
+            expected = torch.stack((head[:, :8], head[:, 8:]), dim=2).reshape(-1, 64)
+        assert torch.equal(theirs[gguf_name(name)], expected), name
 
 
-@pytest.mark.filterwarnings("ignore")  # of the peer
-@pytest.mark.parametrize("name", ["llama2", "gqa", "tied"])
-def test_transformers_reads_it_and_computes_the_same(tmp_path, name):
-    from transformers import AutoModelForCausalLM
+def test_q8_0_is_the_librarys(tmp_path: Path) -> None:
+    state = state_of(CONFIG)
+    path = save(tmp_path / "a.gguf", dtype="Q8_0")
+    reader = {one.name: one for one in gguf.GGUFReader(path).tensors}
+    ours = dict(GGUFCheckpoint(path).tensors())
+    for name, tensor in state.items():
+        one = reader[gguf_name(name)]
+        if tensor.ndim == 1:
+            assert torch.equal(ours[name], tensor)
+            continue
+        assert one.tensor_type == gguf.GGMLQuantizationType.Q8_0
+        expected = library_quantize(tensor.numpy(), gguf.GGMLQuantizationType.Q8_0)
+        values = torch.from_numpy(library_dequantize(expected, one.tensor_type))
+        assert torch.equal(ours[name], values), name
+        if not name.endswith(("wq.weight", "wk.weight")):  # those have their rows elsewhere
+            assert np.array_equal(one.data, expected), name
 
-    config = make_config(**SHAPES[name])
-    model = Llama(config)
-    save_gguf(tmp_path / "m.gguf", config, model.state_dict())
-    peer = AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file="m.gguf", dtype=torch.float32
+
+def test_q8_0_refuses_what_it_cannot_hold_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"old")
+    for value, shown in ((1e7, "1e+07"), (float("nan"), "nan"), (float("inf"), "inf")):
+        state = state_of(CONFIG)
+        state["layers.1.attention.wo.weight"][3, 40] = value
+        with pytest.raises(PunaError, match=r"blk\.1\.attn_output\.weight") as caught:
+            save_gguf(path, CONFIG, state, dtype="Q8_0")
+        assert f"magnitude {shown} does not fit" in caught.value.message
+    narrow = CONFIG.model_copy(update={"ffn_dim": 100})
+    with pytest.raises(PunaError, match=r"ffn_down\.weight has rows of 100 values"):
+        save_gguf(path, narrow, state_of(narrow), dtype="Q8_0")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parameters_of_another_model_or_order_are_not_written(tmp_path: Path) -> None:
+    state = state_of(CONFIG)
+    for wrong in (
+        {k: v for k, v in state.items() if k != "norm.weight"},
+        state | {"more": torch.ones(1)},
+        state | {"norm.weight": torch.ones(65)},
+        reversed(state.items()),
+        list(state.items())[:-1],
+    ):
+        with pytest.raises(ValueError, match="parameter"):
+            save_gguf(tmp_path / "a.gguf", CONFIG, wrong)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "Q8_0"])
+def test_one_tensor_lives_at_a_time(dtype: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.gguf", dtype=dtype)
+    tensors: Iterator[tuple[str, Tensor]] = GGUFCheckpoint(path).tensors()
+    before: weakref.ref[Tensor] | None = None
+    count = 0
+    for _, tensor in tensors:
+        assert before is None or before() is None
+        before = weakref.ref(tensor)
+        del tensor
+        count += 1
+    assert count == len(parameter_shapes(CONFIG))
+
+
+def test_single_tensors_are_read_by_name(tmp_path: Path) -> None:
+    checkpoint = GGUFCheckpoint(save(tmp_path / "a.gguf"))
+    names = ["norm.weight", "layers.1.attention.wk.weight"]
+    state = state_of(CONFIG)
+    for (name, tensor), expected in zip(checkpoint.tensors(names), names, strict=True):
+        assert name == expected
+        assert torch.equal(tensor, state[name])
+
+
+# --- special tokens
+
+
+@pytest.mark.parametrize(
+    ("ids", "metadata", "found"),
+    [
+        (SpecialIds(), {}, SpecialIds()),
+        (SpecialIds(1, (2,), 0), {}, SpecialIds(1, (2,), 0)),
+        (SpecialIds(5, (7, 8, 9), None), {}, SpecialIds(5, (7, 8, 9), None)),
+        (SpecialIds(5, (7, 8, 9, 10), 3), {}, SpecialIds(5, (7, 8, 9), 3)),
+        (SpecialIds(5, (7, 9), 3), {"bos": 6, "eos": 9, "eot": 9}, SpecialIds(6, (9, 7), 3)),
+    ],
+)
+def test_special_ids_are_kept(
+    ids: SpecialIds, metadata: dict[str, int], found: SpecialIds, tmp_path: Path
+) -> None:
+    given = {f"tokenizer.ggml.{key}_token_id": value for key, value in metadata.items()}
+    path = save(tmp_path / "a.gguf", special_ids=ids, metadata=given)
+    assert GGUFCheckpoint(path).special_ids == found
+
+
+# --- RoPE
+
+
+@pytest.mark.parametrize("preset", ["llama3.1-8b", "llama3.2-1b"])
+def test_divisors_are_those_of_transformers(preset: str) -> None:
+    from transformers import LlamaConfig as HFConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = PRESETS.get(preset)
+    scaling = config.rope_scaling
+    assert isinstance(scaling, RopeScaling)
+    theirs = HFConfig(
+        hidden_size=config.dim, num_attention_heads=config.n_heads,
+        max_position_embeddings=config.max_seq_len,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": config.rope_theta, "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_seq_len,
+        },
+    )  # fmt: skip
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, torch.device("cpu"))
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    plain = config.rope_theta**-exponents
+    ours = torch.tensor(rope_divisors(config, scaling), dtype=torch.float64)
+    torch.testing.assert_close(ours, plain / scaled.double(), rtol=1e-5, atol=0)
+
+
+OWN = [f"puna.rope.scaling.{name}" for name in ("factor", "low_freq_factor", "high_freq_factor")]
+CONTEXT = "llama.rope.scaling.original_context_length"
+FOREIGN = dict.fromkeys([*OWN, CONTEXT])
+"""Removes what only puna writes."""
+
+
+def scaled(scaling: RopeScaling | LinearScaling | None, theta: float = 500_000.0) -> LlamaConfig:
+    # head_dim 16: at base 500,000 the longest wavelength is 600,000 tokens
+    return CONFIG.model_copy(update={"rope_scaling": scaling, "rope_theta": theta})
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling(factor=8.0),
+        RopeScaling(factor=32.0),
+        RopeScaling(factor=2.7, original_max_seq_len=4096),
+        LinearScaling(factor=4.0),
+        LinearScaling(factor=2.5),
+        None,
+    ],
+)
+def test_scaling_is_found_in_files_of_others(
+    scaling: RopeScaling | LinearScaling | None, tmp_path: Path
+) -> None:
+    config = scaled(scaling)
+    path = rewrite(save(tmp_path / "a.gguf", config), metadata=FOREIGN)
+    assert (ROPE_FREQS in read_gguf(path).tensors) == isinstance(scaling, RopeScaling)
+    assert GGUFCheckpoint(path).config == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        scaled(RopeScaling(factor=3.0, low_freq_factor=2, high_freq_factor=9)),
+        scaled(RopeScaling(factor=8.0, original_max_seq_len=777)),
+        scaled(RopeScaling(factor=8.0), theta=50.0),  # no wavelength is long enough to show it
+    ],
+)
+def test_any_scaling_of_our_own_comes_back(config: LlamaConfig, tmp_path: Path) -> None:
+    assert GGUFCheckpoint(save(tmp_path / "a.gguf", config)).config == config
+
+
+def divisors(values: Any) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
+    data = np.asarray(values, dtype=np.float32)
+    return {ROPE_FREQS: (data.shape, "F32", data.tobytes())}
+
+
+GOOD = rope_divisors(scaled(None), RopeScaling(factor=8.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "metadata", "message"),
+    [
+        ([2.0] * 8, {}, "is not that of Llama 3.1"),
+        ([float("nan")] * 8, {}, "is not that of Llama 3.1"),
+        ([0.5] * 8, {}, "is not that of Llama 3.1"),
+        (GOOD[:-1], {}, "is not that of Llama 3.1"),
+        ([*GOOD, 8.0], {}, "is not that of Llama 3.1"),
+        ([], {}, "is not that of Llama 3.1"),
+        ([1.0] * 20_000, {}, "not a few values of F32"),
+        (GOOD, {"factor": 4.0, "type": "linear"}, "scaled twice"),
+        (GOOD, {"factor": 4.0}, "scaled twice"),
+        (GOOD, {"type": "yarn"}, "type is 'yarn'"),
+        (GOOD, {"original_context_length": "8k"}, "is '8k', not a whole number"),
+        (GOOD, {"original_context_length": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_other_divisors_are_refused(
+    values: list[float], metadata: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.gguf", scaled(None))
+    keys = {f"llama.rope.scaling.{key}": value for key, value in metadata.items()}
+    rewrite(path, metadata=keys, tensors=divisors(values))
+    with pytest.raises(PunaError, match=message) as caught:
+        GGUFCheckpoint(path)
+    assert str(path) in caught.value.message
+
+
+def test_own_numbers_that_the_divisors_contradict_are_not_believed(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.gguf", scaled(RopeScaling(factor=8.0)))
+    rewrite(path, metadata={OWN[0]: 4.0})
+    assert GGUFCheckpoint(path).config.rope_scaling == RopeScaling(factor=8.0)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "found"),
+    [
+        ({"scaling.factor": 4.0}, LinearScaling(factor=4.0)),  # linear unless a type is given
+        ({"scaling.factor": 4}, LinearScaling(factor=4.0)),
+        ({"scale_linear": 2.0}, LinearScaling(factor=2.0)),
+        ({"scale_linear": 2.0, "scaling.factor": 3.0}, LinearScaling(factor=3.0)),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.type": "linear", "scaling.factor": 0.0}, None),
+        ({"scaling.type": "linear"}, None),
+    ],
+)
+def test_linear_scaling_is_read_as_llama_cpp_reads_it(
+    metadata: dict[str, Any], found: LinearScaling | None, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.gguf")
+    rewrite(path, metadata={f"llama.rope.{key}": value for key, value in metadata.items()})
+    assert GGUFCheckpoint(path).config.rope_scaling == found
+
+
+# --- what is no Llama, or damaged
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"general.architecture": "gemma3"}, "'gemma3', not 'llama'"),
+        ({"general.architecture": None}, "None, not 'llama'"),
+        ({"llama.block_count": None}, r"llama\.block_count is missing"),
+        ({"llama.block_count": 2**32 - 1}, "is 4294967295, but the file has only 21 tensors"),
+        ({"llama.block_count": 3}, r"tensor blk\.2\.attn_q\.weight is missing"),
+        ({"llama.block_count": 1}, r"tensor blk\.1\.attn_q\.weight does not belong"),
+        ({"llama.block_count": True}, "is True, not a whole number"),
+        ({"llama.embedding_length": 64.0}, r"is 64\.0, not a whole number"),
+        ({"llama.embedding_length": "64"}, "is '64', not a whole number"),
+        ({"llama.attention.head_count": [4, 4]}, "<list of 2 values>, not a whole number"),
+        ({"llama.attention.head_count": 0}, "n_heads: Input should be greater"),
+        ({"llama.attention.head_count": 5}, "not a multiple of n_heads=5"),
+        ({"llama.attention.head_count_kv": 4}, r"attn_k\.weight has shape \[32, 64\]"),
+        ({"llama.rope.freq_base": float("nan")}, "rope_theta"),
+        ({"llama.rope.freq_base": float("inf")}, "rope_theta"),
+        ({"llama.rope.freq_base": False}, "is False, not a number"),
+        ({"llama.rope.dimension_count": 8}, "dimension_count is 8, not"),
+        ({"llama.attention.key_length": 128}, "key_length is 128, not"),
+        ({"llama.rope.scaling.type": "yarn"}, "type is 'yarn'"),
+        ({"llama.rope.scaling.type": ["linear"]}, "type is <list of 1 values>"),
+        ({"llama.rope.scaling.factor": "4"}, "is '4', not a number"),
+        ({"llama.rope.scaling.factor": 0.5}, "factor: Input should be greater"),
+        ({"llama.expert_count": 8}, "mixture of experts"),
+    ],
+)
+def test_other_headers_are_refused(metadata: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = rewrite(save(tmp_path / "a.gguf"), metadata=metadata)
+    with pytest.raises(PunaError, match=message) as caught:
+        GGUFCheckpoint(path)
+    assert str(path) in caught.value.message
+    assert caught.value.fix
+
+
+BIAS = {"blk.0.attn_q.bias": ((64,), "F32", bytes(256))}
+
+
+@pytest.mark.parametrize(
+    ("drop", "tensors", "message"),
+    [
+        (("blk.1.ffn_up.weight",), {}, r"blk\.1\.ffn_up\.weight is missing\n"),
+        (("blk.1.ffn_up.weight", "blk.1.ffn_norm.weight"), {}, r"is missing \(and 1 more\)"),
+        (("token_embd.weight",), {}, r"token_embd\.weight is missing"),
+        ((), BIAS, r"blk\.0\.attn_q\.bias does not belong"),
+        ((), {"output_norm.weight": ((1, 64), "F32", bytes(256))}, r"has shape \[1, 64\]"),
+        ((), {"token_embd.weight": ((64,), "F32", bytes(256))}, r"token_embd\.weight is missing"),
+        (("output.weight",), {"output.weight": ((97, 64), "F16", bytes(97 * 128))}, "97, 64"),
+    ],
+)
+def test_other_tables_are_refused(
+    drop: tuple[str, ...], tensors: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = rewrite(save(tmp_path / "a.gguf"), drop=drop, tensors=tensors)
+    with pytest.raises(PunaError, match=message):
+        GGUFCheckpoint(path)
+
+
+def test_a_block_format_that_is_not_read_is_named(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"dim": 256, "n_heads": 8})
+    shape = (256, 256)
+    other = {"blk.0.attn_q.weight": (shape, "Q2_K", bytes(n_bytes_of("Q2_K", shape)))}
+    path = rewrite(save(tmp_path / "a.gguf", config), tensors=other)
+    with pytest.raises(PunaError, match=r"attn_q\.weight is stored as Q2_K") as caught:
+        GGUFCheckpoint(path)
+    assert caught.value.fix
+    assert set(READABLE) <= set(caught.value.fix.replace(",", "").split())
+
+
+def test_nan_is_read_and_refused_only_where_a_model_is_made(tmp_path: Path) -> None:
+    state = state_of(CONFIG)
+    state["layers.0.attention.wv.weight"][5, 7] = float("nan")
+    save_gguf(tmp_path / "a.gguf", CONFIG, state)
+    found = dict(GGUFCheckpoint(tmp_path / "a.gguf").tensors())
+    assert found["layers.0.attention.wv.weight"].isnan().nonzero().tolist() == [[5, 7]]
+    with pytest.raises(PunaError, match=r"blk\.0\.attn_v\.weight holds 1 values") as caught:
+        load_model(tmp_path / "a.gguf")
+    assert "[5, 7]" in caught.value.message
+
+
+def test_a_file_cut_after_it_was_opened(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.gguf")
+    checkpoint = GGUFCheckpoint(path)
+    path.write_bytes(path.read_bytes()[:-4096])
+    with pytest.raises(PunaError, match="ends inside a tensor"):
+        list(checkpoint.tensors())
+
+
+# --- peers
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", ["float32", "Q8_0"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_reads_what_is_written(name: str, dtype: str, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    config = CONFIGS[name]
+    path = save(tmp_path / "a.gguf", config, dtype=dtype)
+    theirs = LlamaForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
     ).eval()
-    tokens_BT = torch.randint(config.vocab_size, (2, 40))
-    with torch.inference_mode():
-        assert (model(tokens_BT) - peer(tokens_BT).logits).abs().max() <= 1e-5
+    tokens_BT = torch.arange(60).reshape(2, 30)
+    with torch.no_grad():
+        ours, expected = load_model(path)(tokens_BT), theirs(tokens_BT).logits
+    assert expected.std() > 0.3
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
-def test_scaling_of_llama_3_1_is_stored_as_llama_cpp_stores_it(tmp_path):
-    scaling = RopeScaling(factor=32.0)
-    config = make_config(dim=256, n_heads=2, rope_scaling=scaling, max_seq_len=131_072)
-    save_gguf(tmp_path / "m.gguf", config, Llama(config).state_dict())
-    file = read_gguf(tmp_path / "m.gguf")
-    entry = file.tensors[ROPE_FREQS]
-    raw = (tmp_path / "m.gguf").read_bytes()[entry.offset_bytes :][: entry.n_bytes]
-    divisors = np.frombuffer(raw, np.float32)
-    assert divisors.shape == (64,)
-    assert divisors[0] == 1.0
-    assert divisors[-1] == 32.0
-    assert (np.diff(divisors) >= 0).all()
-
-
-def test_real_model_is_read_as_the_gguf_library_reads_it():
-    from gguf import GGUFReader
-    from gguf.quants import dequantize as peer
-
+def test_smollm2_is_what_it_says() -> None:
     checkpoint = GGUFCheckpoint(smollm2_path())
     assert checkpoint.config == LlamaConfig(
         vocab_size=49_152, dim=576, n_layers=30, n_heads=9, n_kv_heads=3, ffn_dim=1536,
         max_seq_len=8192, rope_theta=100_000.0, norm_eps=1e-5, tie_embeddings=True,
     )  # fmt: skip
-    assert sum(stored.n_elements for stored in checkpoint.stored.values()) == 134_515_008
-    assert (checkpoint.special_ids.bos_id, checkpoint.special_ids.eos_ids) == (1, (2,))
-    reader = {tensor.name: tensor for tensor in GGUFReader(smollm2_path()).tensors}
-    names = ["tok_embeddings.weight", "layers.7.attention.wv.weight", "norm.weight",
-             "layers.29.feed_forward.w2.weight", "layers.3.attention.wk.weight"]  # fmt: skip
-    for name, tensor in checkpoint.tensors(names):
-        stored = reader[gguf_name(name)]
-        wanted = torch.from_numpy(peer(stored.data, stored.tensor_type).copy())
-        if "wk" in name:
-            wanted = wanted.view(3, 32, 2, 576).transpose(1, 2).reshape(192, 576)
-        assert torch.equal(tensor, wanted.view(tensor.shape)), name
+    assert sum(one.n_elements for one in checkpoint.stored.values()) == 134_515_008
+    assert checkpoint.special_ids == SpecialIds(bos_id=1, eos_ids=(2,), pad_id=2)
+    dtypes = [one.dtype for one in checkpoint.stored.values()]
+    assert {kind: dtypes.count(kind) for kind in dtypes} == {
+        "Q8_0": 1, "Q4_1": 210, "float32": 61,
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"general.architecture": "gemma3"}, "general.architecture is 'gemma3'"),
-        ({"llama.block_count": None}, "llama.block_count is missing"),
-        ({"llama.block_count": 3}, "tensor blk.2.attn_q.weight is missing"),
-        ({"llama.block_count": 1}, "blk.1"),
-        ({"llama.attention.head_count_kv": 2}, "has shape"),
-        ({"llama.attention.head_count": 3}, "not a multiple of n_heads"),
-        ({"llama.rope.dimension_count": 32}, "rope.dimension_count is 32"),
-        ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
-        ({"llama.embedding_length": "wide"}, "dim"),
-    ],
-)
-def test_wrong_key_values_are_named(tmp_path, saved, change, what):
-    path = write_table(tmp_path / "wrong.gguf", saved, change)
-    with pytest.raises(PunaError) as caught:
-        GGUFCheckpoint(path)
-    assert what in caught.value.message
-    assert str(path) in caught.value.message
+@pytest.mark.xdist_group("real_model")
+def test_every_tensor_of_smollm2_is_the_librarys() -> None:
+    path = smollm2_path()
+    header, raw = read_gguf(path, skip_arrays=True).tensors, np.memmap(path, np.uint8, "r")
+    checkpoint = GGUFCheckpoint(path)
+    for name, tensor in checkpoint.tensors():
+        one = header[gguf_name(name)]
+        data = raw[one.offset_bytes : one.offset_bytes + one.n_bytes]
+        kind = gguf.GGMLQuantizationType[one.type_name]
+        theirs = library_dequantize(data.reshape(one.shape[0], -1), kind).reshape(one.shape)
+        expected = torch.from_numpy(np.asarray(theirs).copy())
+        if name.endswith(("wq.weight", "wk.weight")):
+            expected = to_rotate_half(expected, checkpoint.config.head_dim)
+        assert torch.equal(tensor, expected), name
 
 
-def test_missing_tensor_is_named(tmp_path, saved):
-    path = write_table(tmp_path / "wrong.gguf", saved, {}, drop="blk.1.ffn_up.weight")
-    with pytest.raises(PunaError, match=r"blk\.1\.ffn_up\.weight is missing"):
-        GGUFCheckpoint(path)
+@pytest.mark.slow
+@pytest.mark.xdist_group("real_model")
+@pytest.mark.filterwarnings("ignore")
+def test_logits_of_smollm2_are_those_of_transformers() -> None:
+    from peers import transformers_model
 
-
-def test_divisors_of_no_known_scaling_are_refused(tmp_path):
-    config = make_config(rope_scaling=RopeScaling(), max_seq_len=131_072)
-    path = tmp_path / "m.gguf"
-    save_gguf(path, config, Llama(config).state_dict())
-    entry = read_gguf(path).tensors[ROPE_FREQS]
-    with path.open("r+b") as file:
-        file.seek(entry.offset_bytes)
-        file.write(np.linspace(1, 3, 32, dtype=np.float32).tobytes())
-    with pytest.raises(PunaError, match=r"not that of Llama 3\.1"):
-        GGUFCheckpoint(path)
-
-
-def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, saved):
-    entry = read_gguf(saved).tensors["blk.0.ffn_up.weight"]
-    with saved.open("r+b") as file:
-        file.seek(entry.offset_bytes + 40)
-        file.write(np.float32("nan").tobytes())
-    with pytest.raises(PunaError, match=r"blk\.0\.ffn_up\.weight holds 1 values"):
-        load_model(saved)
-
-
-def test_rows_that_are_no_whole_blocks_are_refused_before_a_file_exists(tmp_path):
-    config = make_config(dim=48, n_heads=3, n_kv_heads=3)
-    with pytest.raises(PunaError, match="Q8_0 blocks have 32"):
-        save_gguf(tmp_path / "m.gguf", config, Llama(config).state_dict(), dtype="Q8_0")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_parameters_of_another_model_leave_no_file(tmp_path):
-    config = make_config()
-    state = Llama(make_config(n_layers=1)).state_dict()
-    with pytest.raises(ValueError, match="comes where"):
-        save_gguf(tmp_path / "m.gguf", config, iter(state.items()))
-    assert list(tmp_path.iterdir()) == []
+    path = smollm2_path()
+    checkpoint = GGUFCheckpoint(path)
+    model = Llama(checkpoint.config, device="meta")
+    model.load_state_dict({n: t.clone() for n, t in checkpoint.tensors()}, assign=True)
+    tokens_BT = torch.randint(49_152, (1, 64), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        ours = model.eval()(tokens_BT)
+        theirs = transformers_model(path)(tokens_BT).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
