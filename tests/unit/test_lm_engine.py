@@ -226,9 +226,9 @@ def test_what_the_compiled_step_takes_depends_on_a_prompt_alone_where_bits_count
             lambda work, name=name, usual=usual: calls.append((name, len(work))) or usual(work),
         )  # fmt: skip
     model.to(torch.float32)
-    run(engine, [Request(str(i), [i + 1] * 100, greedy(1)) for i in range(4)])
-    # 400 tokens: more than the step is good for when they could be packed
-    assert calls == ([("_compiled", 4)] if invariant else [("_packed", 4)])
+    run(engine, [Request(str(i), [i + 1] * 100, greedy(1)) for i in range(6)])
+    # 600 tokens: more than the step is good for when they could be packed
+    assert calls == ([("_compiled", 6)] if invariant else [("_packed", 6)])
 
 
 def test_a_seed_repeats_whatever_runs_beside_it_and_another_differs(model):

@@ -23,7 +23,7 @@ from puna.model.llama import Llama
 if TYPE_CHECKING:
     from puna.lm.cpu.decoder import CpuDecoder
 
-FEW_TOKENS = {torch.float32: 256, torch.bfloat16: 64, torch.int8: 256}
+FEW_TOKENS = {torch.float32: 512, torch.bfloat16: 64, torch.int8: 512}
 """Prompt tokens that the compiled step computes no slower than PyTorch, by dtype of matrices."""
 _CHEAPLY_INVARIANT = (torch.float32, torch.int8)  # bfloat16 gains too much by packing
 NEAR_TOKENS = 768
