@@ -131,8 +131,6 @@ class GGUFCheckpoint:
         Raises:
             PunaError: The file ends before a tensor does.
         """
-        import torch
-
         from puna.model.formats.gguf_blocks import dequantize
 
         data = MappedFile(self.path)
@@ -143,12 +141,25 @@ class GGUFCheckpoint:
                 tensor = data.tensor(entry.offset_bytes, plain, entry.shape)
             else:
                 tensor = data.raw(entry.offset_bytes, entry.n_bytes).view(entry.shape[0], -1)
-            if name.endswith(_PERMUTED):  # a head at a time, and packed while it is small
-                tensor = torch.cat([to_rotate_half(w, head_dim) for w in tensor.split(head_dim)])
+            if name.endswith(_PERMUTED):
+                tensor = _heads_to_rotate_half(tensor, head_dim)
             if plain is None:
                 tensor = dequantize(tensor, entry.type_name)
             yield name, tensor
             del tensor  # or it would live on while the next one is made
+
+
+def _heads_to_rotate_half(w_RC: Tensor, head_dim: int) -> Tensor:
+    """Move the rows of one head after the other: small copies, see ``parts``.
+
+    A quantised matrix is moved while it is packed, as rows of bytes.
+    """
+    import torch
+
+    out_RC = torch.empty_like(w_RC)
+    for head, out in zip(w_RC.split(head_dim), out_RC.split(head_dim), strict=True):
+        out.copy_(to_rotate_half(head, head_dim))
+    return out_RC
 
 
 def save_gguf(

@@ -277,7 +277,10 @@ def _sample_rows(e_RC: Float[Tensor, "vocab dim"]) -> tuple[Float[Tensor, "rows 
 
 def _class_ratio(sample_RC: Float[Tensor, "rows dim"], n: int) -> float:
     """Return the F ratio of the rows' norms over the classes row mod n; near 1 when in order."""
-    norms = sample_RC.square().sum(dim=1).clamp_min(1e-30).log().view(-1, n)
+    import torch
+
+    squares = [part.square().sum(dim=1) for part in parts_of(sample_RC)]
+    norms = torch.cat(squares).clamp_min(1e-30).log().view(-1, n)
     within = norms.var(dim=0).mean()
     between = norms.mean(dim=0).var() * norms.shape[0]
     return float(between / within) if within > 0 else 0.0
