@@ -313,6 +313,7 @@ class _Job:
     def write_file(self, path: Path) -> None:
         """Write a GGUF file, with the tokenizer in it."""
         from puna.model.formats.gguf import save_gguf
+        from puna.model.formats.gguf_config import special_ids_from_gguf, special_ids_to_gguf
 
         metadata: dict[str, Any] = {"general.name": self.checkpoint.path.stem}
         if self.tokenizer is not None:
@@ -320,8 +321,13 @@ class _Job:
                 metadata.update(self.tokenizer.gguf_metadata())
             except PunaError as error:
                 self.notes.append(f"the file holds no tokenizer: {error.message}")
+        ids = self.special_ids
+        named = special_ids_from_gguf(metadata | special_ids_to_gguf(ids, metadata)).eos_ids
+        lost = [str(id_) for id_ in ids.eos_ids if id_ not in named]
+        if lost:
+            self.notes.append(f"GGUF has no key left for the end tokens {', '.join(lost)}")
         kind: Any = self.dtype  # checked: not float16
         save_gguf(
             path, self.checkpoint.config, self.tensors(), dtype=kind, metadata=metadata,
-            special_ids=self.special_ids,
+            special_ids=ids,
         )  # fmt: skip
