@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Generation:
     default_max_tokens: int
 
 
-class Endpoint(Generic[AnyBody]):
+class Endpoint(ABC, Generic[AnyBody]):
     """Answers requests of one kind; an ASGI application.
 
     Args:
@@ -71,17 +72,17 @@ class Endpoint(Generic[AnyBody]):
     ) -> None:
         self._dispatcher, self.settings, self._encoder = dispatcher, settings, encoder
 
+    @abstractmethod
     def n_choices(self, body: AnyBody) -> int:
         """How many continuations a request asks for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make_job(self, body: AnyBody, language_model: LanguageModel) -> Job:
         """Encode the prompts and make the choices.
 
         Raises:
             PunaError: A prompt cannot be encoded.
         """
-        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as quoted  # what json.dumps(str) calls
 from typing import Any
@@ -19,7 +20,7 @@ from puna.serve.job import Job
 DONE = b"data: [DONE]\n\n"
 
 
-class Wire:
+class Wire(ABC):
     """Writes the response of one job; the two endpoints differ in the methods below.
 
     Args:
@@ -90,13 +91,15 @@ class Wire:
             return DONE
         return f'{self._chunk_head}],"usage":{json.dumps(self.usage())}}}\n\n'.encode() + DONE
 
+    @abstractmethod
     def _choice(self, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of the whole response."""
 
+    @abstractmethod
     def _delta(
         self, choice: Choice, text: str, entries: Sequence[Entry], finish: str | None
     ) -> str:
-        raise NotImplementedError
+        """A choice of an event of a stream, as JSON."""
 
 
 class CompletionWire(Wire):
