@@ -23,7 +23,8 @@ from puna.model.config import LlamaConfig
 from puna.model.formats.hf import save_hf
 from puna.model.llama import Llama
 from tests.conftest import puna
-from tests.unit.serving import N_SPECIAL, byte_tokenizer, until
+from tests.unit.byte_model import N_SPECIAL, byte_tokenizer
+from tests.unit.serving import until
 
 pytestmark = pytest.mark.xdist_group("serve")
 

@@ -20,20 +20,13 @@ from puna.model.llama import Llama
 from puna.serve.dispatch import Limits
 from puna.serve.generate import Generation
 from puna.serve.server import Address, Server
-from puna.tokens import bpe
-from puna.tokens.tokenizer import Tokenizer
+from tests.unit.byte_model import N_SPECIAL, byte_tokenizer
 
-N_SPECIAL = 12
 CONFIG = LlamaConfig(
     vocab_size=256 + N_SPECIAL, dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=32,
     max_seq_len=256,
 )  # fmt: skip
 WAIT_S = 20
-
-
-def byte_tokenizer() -> Tokenizer:
-    """256 bytes and the special tokens, no merges."""
-    return Tokenizer(bpe.definition(bpe.train_ranks([], 256, 1), N_SPECIAL), bpe.tokenizer_config())
 
 
 class ScriptedEngine:

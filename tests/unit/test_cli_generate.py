@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from puna.cli.chat import chat
@@ -17,42 +15,14 @@ from puna.core.errors import PunaError
 from puna.lm.engine.types import Event, Request
 from puna.lm.language_model import LanguageModel
 from puna.lm.load import load
-from puna.model.config import LlamaConfig
-from puna.model.formats.hf import save_hf
-from puna.model.llama import Llama
-from puna.tokens import bpe
-from puna.tokens.tokenizer import Tokenizer
+from tests.unit.byte_model import byte_tokenizer, one_thread, save_byte_model  # noqa: F401 - a fixture
 
-CONFIG = LlamaConfig(
-    vocab_size=268, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=160
-)
 GREEDY = ("--temperature", "0", "--max-new-tokens", "24")
-
-
-def byte_tokenizer() -> Tokenizer:
-    """256 bytes and twelve special tokens, no merges."""
-    return Tokenizer(bpe.definition(bpe.train_ranks([], 256, 1), 12), bpe.tokenizer_config())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = Llama(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(20)  # sharp enough that the most likely token varies
-    path = tmp_path_factory.mktemp("models") / "model"
-    save_hf(path, CONFIG, model.state_dict())
-    byte_tokenizer().save(path)
-    return path
+    return save_byte_model(tmp_path_factory.mktemp("models") / "model")
 
 
 def run_generate(folder: Path, *arguments: str, text: str | None = None) -> SimpleNamespace:

@@ -19,46 +19,26 @@ from puna.lm.engine.types import Event, Request
 from puna.lm.language_model import LanguageModel
 from puna.lm.load import find_model, load
 from puna.lm.text import Completion
-from puna.model.config import LlamaConfig
 from puna.model.formats.hf import save_hf
 from puna.model.llama import Llama
 from puna.model.sampling import Sampling
 from puna.tokens import bpe
 from puna.tokens.tokenizer import Tokenizer
+from tests.unit.byte_model import (
+    CONFIG,
+    N_SPECIAL,
+    byte_tokenizer,
+    one_thread,  # noqa: F401 - a fixture
+    save_byte_model,
+)
 
-N_SPECIAL = 12
-CONFIG = LlamaConfig(
-    vocab_size=256 + N_SPECIAL, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48,
-    max_seq_len=160,
-)  # fmt: skip
 GREEDY = {"temperature": 0, "max_new_tokens": 24}
 WARM = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 24, "seed": 3}
 
 
-def byte_tokenizer() -> Tokenizer:
-    """256 bytes and the special tokens, no merges."""
-    return Tokenizer(bpe.definition(bpe.train_ranks([], 256, 1), N_SPECIAL), bpe.tokenizer_config())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = Llama(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(20)  # sharp enough that the most likely token varies
-    path = tmp_path_factory.mktemp("models") / "model"
-    save_hf(path, CONFIG, model.state_dict())
-    byte_tokenizer().save(path)
-    return path
+    return save_byte_model(tmp_path_factory.mktemp("models") / "model")
 
 
 @pytest.fixture

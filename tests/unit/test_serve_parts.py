@@ -13,7 +13,8 @@ from puna.model.sampling import Sampling
 from puna.serve.choice import Choice, token_text
 from puna.serve.metrics import Histogram, Metrics
 from puna.serve.worker import MAX_FAILED_STEPS, Accepted, Answer, Failed, Worker
-from tests.unit.serving import ScriptedEngine, ScriptedModel, byte_tokenizer, until
+from tests.unit.byte_model import byte_tokenizer
+from tests.unit.serving import ScriptedEngine, ScriptedModel, until
 
 TOKENIZER = byte_tokenizer()
 
