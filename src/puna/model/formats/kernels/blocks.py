@@ -56,6 +56,12 @@ def q4_1(blocks_NS: Array, half: Array, out_NV: Array) -> None:
 
 
 @kernel
+def _fifth_bit(block: Array, at: Int, i: Int) -> Int:
+    """Return the fifth bit of value ``i`` of 32; the four bytes from ``at`` on hold them."""
+    return (np.int32(block[at + i // 8]) >> (i % 8)) & 1
+
+
+@kernel
 def q5_0(blocks_NS: Array, half: Array, out_NV: Array) -> None:
     """Unpack a scale, the 32 fifth bits and 32 half bytes, less 16."""
     for n in range(len(blocks_NS)):
@@ -63,8 +69,7 @@ def q5_0(blocks_NS: Array, half: Array, out_NV: Array) -> None:
         scale = _number(block, 0, half)
         for i in range(16):
             byte = np.int32(block[6 + i])
-            low = (np.int32(block[2 + i // 8]) >> (i % 8)) & 1
-            high = (np.int32(block[4 + i // 8]) >> (i % 8)) & 1
+            low, high = _fifth_bit(block, 2, i), _fifth_bit(block, 2, 16 + i)
             out[i] = np.float32(((byte & 15) | (low << 4)) - 16) * scale
             out[16 + i] = np.float32(((byte >> 4) | (high << 4)) - 16) * scale
 
@@ -77,8 +82,7 @@ def q5_1(blocks_NS: Array, half: Array, out_NV: Array) -> None:
         scale, offset = _number(block, 0, half), _number(block, 2, half)
         for i in range(16):
             byte = np.int32(block[8 + i])
-            low = (np.int32(block[4 + i // 8]) >> (i % 8)) & 1
-            high = (np.int32(block[6 + i // 8]) >> (i % 8)) & 1
+            low, high = _fifth_bit(block, 4, i), _fifth_bit(block, 4, 16 + i)
             out[i] = np.float32((byte & 15) | (low << 4)) * scale + offset
             out[16 + i] = np.float32((byte >> 4) | (high << 4)) * scale + offset
 
