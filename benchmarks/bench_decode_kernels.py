@@ -22,13 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import puna  # isort: skip  # before torch, whose threads it tells how to wait
+
 import numpy as np
 import torch
 from peers import smollm2_path, transformers_greedy, transformers_model
 from rich.console import Console
 from rich.table import Table
 
-import puna
 from puna.data.kernels.buffers import kernel
 from puna.lm.cpu.crew import crew_of
 from puna.lm.cpu.decoder import CpuDecoder

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,8 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded, for us and the peers alike; see puna/__init__.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import puna  # isort: skip  # before torch, whose threads it tells how to wait
 
 import numpy as np
 import torch
@@ -32,7 +30,6 @@ from peers import meta_greedy, meta_model, smollm2_path, transformers_greedy, tr
 from rich.console import Console
 from rich.table import Table
 
-import puna
 from puna.lm.engine.engine import Engine
 from puna.lm.engine.types import Request
 from puna.model.sampling import Sampling

@@ -1,6 +1,6 @@
 """The server under many clients against the same engine without HTTP, in one run.
 
-    python benchmarks/bench_serve.py [--clients 64] [--seconds 60] [--rounds 3] [--dtype bfloat16]
+    python benchmarks/bench_serve.py [--clients 64] [--seconds 60] [--rounds 2] [--dtype bfloat16]
 
 Three processes share the machine: ``puna serve``, one with all clients (asyncio streams, no client
 library), and one that drives an engine directly with as many requests at once. In every round first
@@ -38,6 +38,16 @@ TOKENS, CPU = "puna_generated_tokens_total", "process_cpu_seconds_total"
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One request."""
+
+    prompt: str
+    seed: int
+    max_tokens: int
+    leave_after: int | None  # tokens after which it is given up
+
+
+@dataclass(frozen=True)
 class Load:
     """What is asked of both sides."""
 
@@ -47,12 +57,14 @@ class Load:
     leaving: float
     seed: int
 
-    def prompt(self, client: int, number: int) -> tuple[str, int | None]:
-        """The prompt of a client's request, and after how many tokens it is given up."""
+    def ask(self, client: int, number: int) -> Ask:
+        """A client's request. Lengths differ, or all would prompt and decode in step."""
         draw = random.Random(f"{self.seed}/{client}/{number}")
         start = draw.randrange(len(TEXT) // 2)
         text = TEXT[start : start + draw.randrange(80, 400)]
-        return text, self.max_tokens // 2 if draw.random() < self.leaving else None
+        max_tokens = draw.randint(self.max_tokens // 2, self.max_tokens * 3 // 2)
+        leave_after = max_tokens // 2 if draw.random() < self.leaving else None
+        return Ask(text, client * 100_000 + number, max_tokens, leave_after)
 
 
 @dataclass
@@ -71,10 +83,10 @@ class Tally:
 
 async def ask(url: str, load: Load, client: int, number: int, tally: Tally) -> None:
     """One streamed request, read to its end or given up midway."""
-    prompt, leave_after = load.prompt(client, number)
+    asked = load.ask(client, number)
     body = json.dumps(
-        {"model": "bench", "prompt": prompt, "max_tokens": load.max_tokens, "stream": True,
-         "seed": client * 100_000 + number}
+        {"model": "bench", "prompt": asked.prompt, "max_tokens": asked.max_tokens, "stream": True,
+         "seed": asked.seed}
     ).encode()  # fmt: skip
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
@@ -97,10 +109,10 @@ async def ask(url: str, load: Load, client: int, number: int, tally: Tally) -> N
                 return
             n_events += data.count(b'"index":0')
             tail = (tail + data)[-64:]
-            if leave_after is not None and n_events >= leave_after:
+            if asked.leave_after is not None and n_events >= asked.leave_after:
                 tally.n_left += 1
                 break
-            if b'"error"' in data:
+            if b'"error":' in data:
                 tally.errors.append(data.decode(errors="replace"))
                 return
         tally.n_tokens += n_events
@@ -152,15 +164,14 @@ def run_offline(language_model: Any, engine: Any, load: Load) -> tuple[float, fl
     def submit(client: int) -> None:
         number = numbers[client]
         numbers[client] += 1
-        prompt, leave_after = load.prompt(client, number)
+        asked = load.ask(client, number)
         name = f"{client}/{number}"
         sampling = Sampling(
-            temperature=1.0, top_p=1.0, seed=client * 100_000 + number,
-            max_new_tokens=load.max_tokens,
-        )  # fmt: skip
-        ids = language_model.encode_prompt(prompt)
+            temperature=1.0, top_p=1.0, seed=asked.seed, max_new_tokens=asked.max_tokens
+        )
+        ids = language_model.encode_prompt(asked.prompt)
         engine.submit(Request(name, ids, sampling, language_model.stop_ids))
-        left[name], counts[name] = leave_after, 0
+        left[name], counts[name] = asked.leave_after, 0
 
     for client in range(load.clients):
         submit(client)
@@ -270,8 +281,8 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60, help="of serving, all rounds together")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60, help="of serving, per round")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--leaving", type=float, default=0.1, help="share that disconnects midway")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -313,7 +324,7 @@ def measure(options: argparse.Namespace) -> int:
 
 def run_rounds(url: str, offline: Child, clients: Child, options: argparse.Namespace) -> int:
     """Alternate between the two sides."""
-    seconds = options.seconds / options.rounds + LEAD_S
+    seconds = options.seconds + LEAD_S
     shares, total, resident = [], Tally(), []
     after: dict[str, float] = {}
     print(f"{'':>5} {'tokens/s':>17} {'':>7} {'CPU ms per token':>27}\n"

@@ -6,11 +6,12 @@ package ``llama-models``, on the CPU. Both are test dependencies (``tests/peers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import puna  # noqa: F401  # isort: skip  # before torch, whose threads it tells how to wait
 
 import torch
 from torch import Tensor
@@ -54,15 +55,13 @@ def meta_model(params: dict[str, Any], state: dict[str, Tensor], max_seq_len: in
         state: Tensors of ``consolidated.00.pth``.
         max_seq_len: Of its cache.
     """
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29571")
     from fairscale.nn.model_parallel import initialize
     from llama_models.llama3.args import ModelArgs
     from llama_models.llama3.model import Transformer
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         initialize.initialize_model_parallel(1)
     known = {key: value for key, value in params.items() if hasattr(ModelArgs, key)}
     model = Transformer(ModelArgs(**known, max_batch_size=1, max_seq_len=max_seq_len))

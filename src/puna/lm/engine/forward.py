@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,6 +30,10 @@ _CHEAPLY_INVARIANT = (torch.float32, torch.int8)  # bfloat16 gains too much by p
 NEAR_TOKENS = 768
 """Beyond this position the keys no longer stay in the processor's cache between tokens, and several
 tokens of one request are better computed by PyTorch, which reads the keys once for all of them."""
+_ROUND_ROWS = 32
+"""oneDNN, which multiplies bfloat16 on a CPU, compiles a kernel for every shape it meets (1 ms) and
+keeps a thousand of them (0.6 MiB each): rows are filled up to a multiple of this, fewer to a power
+of two."""
 _LOGPROB_ROWS = 64  # rows of logits that exist at once for the logprobs of a prompt
 
 
@@ -78,6 +83,8 @@ class Forward:
         weight = model.layers[0].get_submodule("attention.wq").weight
         assert isinstance(weight, Tensor)
         self._few_tokens = FEW_TOKENS[weight.dtype] if self._decoder else 0
+        is_float32 = model.norm.weight.dtype == torch.float32
+        self._round_rows = self._device.type == "cpu" and not is_float32
         is_cheap = self._decoder is not None and weight.dtype in _CHEAPLY_INVARIANT
         self.is_invariant = is_cheap if batch_invariant is None else batch_invariant
 
@@ -98,7 +105,8 @@ class Forward:
         if self._decoder is None:
             return [], list(work)
         few = [item for item in work if self._is_few(item)]
-        if not self.is_invariant and sum(item.n_tokens for item in few) > self._few_tokens:
+        n_prompt_tokens = sum(item.n_tokens for item in few if item.n_tokens > 1)
+        if not self.is_invariant and n_prompt_tokens > self._few_tokens:
             # Packed together they are many, and PyTorch is faster.
             few = [item for item in few if item.n_tokens == 1]
         return few, [item for item in work if item not in few]
@@ -131,9 +139,10 @@ class Forward:
         segments = [
             Segment(item.sequence.blocks, item.sequence.n_computed, item.n_tokens) for item in work
         ]
-        plan = PagedAttention(self._pool, segments)
         tokens = [id_ for item in work for id_ in item.ids]
-        tokens_BT = torch.tensor([tokens], device=self._device)
+        n_padding = self._n_padding(len(tokens))
+        plan = PagedAttention(self._pool, segments, n_padding)
+        tokens_BT = torch.tensor([tokens + [0] * n_padding], device=self._device)
         hidden_TC = self._model.hidden(tokens_BT, plan.positions_BT, plan=plan)[0]
         starts, at = [], 0
         for item in work:
@@ -151,9 +160,22 @@ class Forward:
         ]
         results = [Result(sequence, None, 0, False) for sequence in failed]
         if lasts:
-            logits_RV = self._model.logits(hidden_TC[[row for _, row in lasts]])
+            logits_RV = self._logits(hidden_TC[[row for _, row in lasts]])
             results += rate([sequence for sequence, _ in lasts], logits_RV)
         return results
+
+    def _logits(self, hidden_RC: Tensor) -> Tensor:
+        n_rows = len(hidden_RC)
+        padded_RC = F.pad(hidden_RC, (0, 0, 0, self._n_padding(n_rows)))
+        return self._model.logits(padded_RC)[:n_rows]
+
+    def _n_padding(self, n_rows: int) -> int:
+        """Return how many rows are missing to a round number."""
+        if not self._round_rows:
+            return 0
+        if n_rows <= _ROUND_ROWS:
+            return (1 << (n_rows - 1).bit_length()) - n_rows
+        return -n_rows % _ROUND_ROWS
 
     def _add_prompt_logprobs(self, item: Work, hidden_TC: Tensor) -> bool:
         """Append the logprobs of the prompt's tokens after these; False when one is not finite."""
@@ -164,7 +186,7 @@ class Forward:
         following = sequence.ids[first : first + item.n_tokens]
         for start in range(0, len(following), _LOGPROB_ROWS):
             ids = following[start : start + _LOGPROB_ROWS]
-            logits_TV = self._model.logits(hidden_TC[start : start + len(ids)])
+            logits_TV = self._logits(hidden_TC[start : start + len(ids)])
             if not bool(torch.isfinite(logits_TV).all()):
                 return False
             sequence.prompt_logprobs += token_logprobs(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
@@ -49,12 +50,14 @@ class PagedAttention:
     Args:
         pool: Where keys and values stand.
         segments: The row, decoding ones (``n_tokens == 1``, ``start > 0``) first.
+        n_padding: Tokens at the row's end that belong to no request: they are not stored, and what
+            they see is zero.
 
     Attributes:
         positions_BT: Position of every token of the row in its request, (1, T).
     """
 
-    def __init__(self, pool: KVPool, segments: Sequence[Segment]) -> None:
+    def __init__(self, pool: KVPool, segments: Sequence[Segment], n_padding: int = 0) -> None:
         self._pool, self._device = pool, pool.keys[0].device
         is_decode = [s.n_tokens == 1 and s.start > 0 for s in segments]
         self._n_decode = next((i for i, one in enumerate(is_decode) if not one), len(segments))
@@ -67,7 +70,9 @@ class PagedAttention:
         table = torch.from_numpy(block_table([s.blocks for s in segments])).long()
         size = pool.block_tokens
         slots_T = table[owner, positions // size] * size + positions % size
-        self.positions_BT: Int[Tensor, "1 tokens"] = positions.unsqueeze(0).to(self._device)
+        padded = F.pad(positions, (0, n_padding))
+        self.positions_BT: Int[Tensor, "1 tokens"] = padded.unsqueeze(0).to(self._device)
+        self._n_padding = n_padding
         self._slots_T = slots_T.to(self._device)
         if self._decode:
             lengths = torch.tensor([s.stop for s in self._decode])
@@ -90,8 +95,9 @@ class PagedAttention:
     ) -> Float[Tensor, "1 tokens heads head_dim"]:
         """Store the layer's new keys and values and return the weighted values of each query."""
         keys, values = self._pool.keys[layer], self._pool.values[layer]
-        keys.flatten(0, 1).index_copy_(0, self._slots_T, k_BSKD[0])
-        values.flatten(0, 1).index_copy_(0, self._slots_T, v_BSKD[0])
+        n_stored = len(self._slots_T)
+        keys.flatten(0, 1).index_copy_(0, self._slots_T, k_BSKD[0, :n_stored])
+        values.flatten(0, 1).index_copy_(0, self._slots_T, v_BSKD[0, :n_stored])
         parts = []
         n = self._n_decode
         if n:
@@ -114,6 +120,8 @@ class PagedAttention:
                 for x in (keys, values)
             )
             parts += self._continue(segment, q_BTND[:, rows], k_BSKD_all, v_BSKD_all)
+        if self._n_padding:
+            parts.append(torch.zeros_like(q_BTND[:, n_stored:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _continue(
