@@ -1,6 +1,7 @@
 """The engine against the plain model: same tokens, same logprobs, exact bookkeeping of blocks."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,6 +210,21 @@ def test_bfloat16_stays_near_float32_with_the_same_weights(backend, invariant):
             assert event.logprob.logprob == pytest.approx(
                 logprobs[place - 1, event.token].item(), abs=0.06
             )
+
+
+def test_bfloat16_prompts_of_any_length_are_computed_in_few_shapes():
+    # oneDNN keeps a compiled kernel of 0.6 MiB for every number of rows that it meets
+    model = Llama(CONFIG).eval().to(torch.bfloat16)
+    engine = Engine(model, backend="torch")
+    hidden, logits, rows = model.hidden, model.logits, set()
+    model.hidden = lambda tokens, *a, **kw: rows.add(tokens.shape[1]) or hidden(tokens, *a, **kw)
+    model.logits = lambda x: rows.add(len(x)) or logits(x)
+    for first in range(1, 90, 11):
+        lengths = range(first, first + 11)
+        requests = [Request(f"{n}", [n % 47] * n, greedy(2)) for n in lengths]
+        run(engine, requests)
+        run(engine, [replace(requests[3], logprobs=0, prompt_logprobs=True)])
+    assert len(rows) <= 6 + 512 // 32, rows
 
 
 @pytest.mark.parametrize("invariant", [False, True])

@@ -35,6 +35,7 @@ class PunaError(Exception):
 _ENVIRONMENT_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again"),
+    errno.EFBIG: ("the file is too large for this system", "raise the limit (`ulimit -f`)"),
     errno.EROFS: ("the file system is read-only", "choose a writable folder (key `runs_dir`)"),
     errno.EACCES: ("permission denied", "change the permissions, or choose another folder"),
     errno.EPERM: ("operation not permitted", "change the permissions, or choose another folder"),
