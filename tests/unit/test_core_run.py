@@ -83,6 +83,24 @@ def test_order_follows_the_inputs_and_a_rerun_is_a_no_op(calls: Calls, tmp_path:
     assert len(calls) == 2
 
 
+def test_an_input_is_the_first_of_several_stages_that_the_recipe_has(
+    calls: Calls, tmp_path: Path
+) -> None:
+    @stage("lab.late", needs={"sum": "lab.missing|lab.sum|lab.make"})
+    def late(cfg: SumConfig, inputs: dict[str, Artifact], out: Path, events: Ledger) -> dict:
+        """Look."""
+        return {"stage": inputs["sum"].path.name}
+
+    def source(*names: str) -> object:
+        raw = {"name": "r", "runs_dir": str(tmp_path), "lab": {name: {} for name in names}}
+        return plan_steps(resolve(raw))["lab.late"].sources["sum"]
+
+    assert source("make", "sum", "late") == "lab.sum"
+    assert source("make", "late") == "lab.make"
+    with pytest.raises(PunaError, match=r"needs 'sum' from lab\.missing, which is not in"):
+        source("late")
+
+
 def test_the_record_tells_how_the_artifact_was_made(calls: Calls, tmp_path: Path) -> None:
     run_recipe(recipe_in(tmp_path))
     record = json.loads((tmp_path / "r/lab.sum/artifact.json").read_text())

@@ -84,6 +84,49 @@ def test_judge_keeps_and_rejects_with_everything_a_row_had(documents, tmp_path):
     )
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A kernel that keeps the first ten bytes of a text, and drops documents of source ``s2``."""
+
+    columns: tuple[str, ...] = field(default=("source", "text"), repr=False)
+
+    def adds(self):
+        return pa.schema([*VERDICT_FIELDS, ("text", pa.large_string()), ("n_cut", pa.int64())])
+
+    def prepare(self):
+        pass
+
+    def __call__(self, batch, shard, first_row):
+        texts, sources = batch["text"].to_pylist(), batch["source"].to_pylist()
+        dropped = [source == "s2" for source in sources]
+        columns = [
+            ["test.dropped" if drop else None for drop in dropped],
+            [1.0 if drop else None for drop in dropped],
+            [0.0 if drop else None for drop in dropped],
+            [None] * len(texts),
+            [text[:10] for text in texts],
+            [len(text) - len(text[:10]) for text in texts],
+        ]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, self.adds(), strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.adds())
+
+
+def test_a_kernel_may_rewrite_the_text_of_what_is_kept(documents, tmp_path):
+    manifest = map_shards("step", documents, tmp_path / "out", Cut(), n_workers=1)
+    before = {row["id"]: row["text"] for row in read_rows(documents)}
+    kept, rejected = kept_rows(tmp_path / "out"), rejected_rows(tmp_path / "out")
+    assert len(kept) == 40
+    assert len(rejected) == 20
+    for row in kept:
+        assert row["text"] == before[row["id"]][:10]
+        assert row["n_bytes"] == len(row["text"]) == len(before[row["id"]]) - row["n_cut"]
+    assert all(row["text"] == before[row["id"]] for row in rejected)
+    flow = manifest.flow()
+    assert sum(part["in_bytes"] for part in flow.values()) == sum(map(len, before.values()))
+    assert flow["s0"]["kept_bytes"] == sum(r["n_bytes"] for r in kept if r["source"] == "s0")
+    assert flow["s2"]["rejected"]["test.dropped"]["bytes"] == flow["s2"]["in_bytes"]
+
+
 def test_same_bytes_for_any_number_of_workers(documents, tmp_path):
     map_shards("step", documents, tmp_path / "one", KERNEL, n_workers=1)
     map_shards("step", documents, tmp_path / "two", KERNEL, n_workers=2, small_input_bytes=0)

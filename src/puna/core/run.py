@@ -77,9 +77,11 @@ def plan_steps(recipe: Recipe) -> dict[str, Step]:
     steps: dict[str, Step] = {}
     for name, (stage, config) in configs.items():
         sources: dict[str, str | Path] = {}
-        for need, default in stage.needs.items():
+        for need, makers in stage.needs.items():
             key = need.rstrip("?")
-            wired = recipe.settings.inputs.get(f"{name}.{need.rstrip('?')}", default)
+            choices = makers.split("|")
+            default = next((maker for maker in choices if maker in configs), choices[0])
+            wired = recipe.settings.inputs.get(f"{name}.{key}", default)
             if wired in configs:
                 sources[key] = wired
             elif wired != default:

@@ -45,7 +45,8 @@ class Stage:
         function: The function itself.
         config: Its configuration class.
         needs: Input name -> name of the stage that makes it, unless the recipe says otherwise.
-            A name that ends with ``?`` is optional: it is given when the recipe has that stage.
+            An input whose name ends with ``?`` is optional: it is given when the recipe has that
+            stage. Several stages, ``a|b``: the first of them that the recipe has.
         resumable: The function continues from what an earlier, killed attempt left in ``out``.
         schema_version: Raised when the payload or the meaning of the configuration changes.
         external_state: Tells, as JSON values, what outside the recipe the result depends on

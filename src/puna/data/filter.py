@@ -9,6 +9,7 @@ from pydantic import Field
 
 from puna.core.ledger import Ledger
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.data.chain import before
 from puna.data.engine import EngineConfig, open_engine
 from puna.data.filters.rules import FilterKernel, SourceRules
 from puna.data.stagework import SCRATCH_DIR, documents_of, require_documents, step_metrics
@@ -23,7 +24,7 @@ class FilterStageConfig(EngineConfig):
     """Source -> its rules: a profile, with thresholds overridden, or an ordered list of filters."""
 
 
-@stage("data.filter", needs={"documents": "data.ingest"}, resumable=True)
+@stage("data.filter", needs={"documents": before("data.filter")}, resumable=True)
 def filter_documents(
     cfg: FilterStageConfig, inputs: Artifacts, out: Path, events: Ledger
 ) -> Metrics:

@@ -10,8 +10,8 @@ from typing import Any
 from puna.core.artifact import ARTIFACT_FILE, Artifact
 from puna.core.errors import PunaError
 from puna.core.units import format_bytes
+from puna.data.chain import DATA_STAGES
 
-DATA_STAGES = ("data.ingest", "data.filter", "data.dedup", "data.split")
 DEFAULT_BYTES_PER_TOKEN = 4.0
 
 
@@ -33,7 +33,7 @@ class FlowRow:
         in_docs: Documents that came in (``data.ingest``: raw files or records).
         in_bytes: Their bytes (``data.ingest``: raw bytes).
         kept_docs: Documents that went on.
-        kept_bytes: Their bytes.
+        kept_bytes: Their bytes; a stage that cuts text out keeps fewer than came in.
         rejected: Reason code -> what was dropped for it.
     """
 

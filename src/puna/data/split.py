@@ -22,6 +22,7 @@ from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
 from puna.core.ledger import Ledger
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.data.chain import before
 from puna.data.engine import Engine, EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
 from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
@@ -138,7 +139,7 @@ class OrderKernel:
         return np.array(hashes, np.int64)
 
 
-@stage("data.split", needs={"documents": "data.dedup"}, resumable=True)
+@stage("data.split", needs={"documents": before("data.split")}, resumable=True)
 def split_documents(cfg: SplitConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Cut each source to its token budget and hold out whole clusters for evaluation.
 

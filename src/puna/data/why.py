@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 
 from puna.core.artifact import Artifact
 from puna.core.errors import PunaError
+from puna.data.chain import DATA_STAGES
 from puna.data.engine.shards import list_shards, read_columns
 from puna.data.engine.shardwork import open_schema
-from puna.data.flow import DATA_STAGES, finished
+from puna.data.flow import finished
 from puna.data.reasons import meaning_of
 from puna.data.schema import DOCUMENTS_DIR, QUARANTINE_FILE, REJECTED_DIR, document_id
 

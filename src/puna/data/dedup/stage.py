@@ -25,6 +25,7 @@ from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
 from puna.core.ledger import Ledger
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.data.chain import before
 from puna.data.engine import Engine, EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
 from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
@@ -59,7 +60,7 @@ class DedupConfig(EngineConfig):
         return self
 
 
-@stage("data.dedup", needs={"documents": "data.filter"}, resumable=True)
+@stage("data.dedup", needs={"documents": before("data.dedup")}, resumable=True)
 def deduplicate(cfg: DedupConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Keep one of each group of exact and near-duplicates; name the cluster of every document.
 

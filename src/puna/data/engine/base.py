@@ -211,7 +211,9 @@ class Engine(Protocol):
             out: Step folder; gets ``documents/``, ``rejected/`` and, last, ``manifest.json``.
             kernel: Its result begins with the columns of
                 :data:`puna.data.engine.shards.VERDICT_FIELDS`; a row is kept when ``reason`` is
-                null. Further columns are appended to the rows.
+                null. Further columns are appended to the rows; a column ``text`` (large_string)
+                replaces the text of kept rows, and ``n_bytes`` follows. Rejected rows keep the
+                text that was read.
             side: Folder with one shard per shard of ``documents`` that holds the same ids in the
                 same order; its columns are given to the kernel, too.
         """

@@ -211,22 +211,22 @@ def is_ordered(ids: pa.ChunkedArray | pa.Array) -> bool:
     return ascending.false_count == 0
 
 
-def shard_flow(kept: pa.Table, rejected: pa.Table) -> Flow:
+def shard_flow(given: pa.Table, kept: pa.Table, rejected: pa.Table) -> Flow:
     """Count documents and bytes per source and reason.
 
     Args:
+        given: What was read; columns source, n_bytes.
         kept: Columns source, n_bytes.
         rejected: Columns source, n_bytes, reason.
     """
     flow: Flow = {}
-    for row in _sums(kept, ["source"]):
-        part = {**empty_flow(), "in_docs": row["docs"], "in_bytes": row["bytes"]}
-        part.update(kept_docs=row["docs"], kept_bytes=row["bytes"])
-        add_flow(flow.setdefault(row["source"], empty_flow()), part)
+    for what, table in (("in", given), ("kept", kept)):
+        for row in _sums(table, ["source"]):
+            part = {**empty_flow(), f"{what}_docs": row["docs"], f"{what}_bytes": row["bytes"]}
+            add_flow(flow.setdefault(row["source"], empty_flow()), part)
     for row in _sums(rejected, ["source", "reason"]):
         counts = {"docs": row["docs"], "bytes": row["bytes"]}
-        part = {**empty_flow(), "in_docs": row["docs"], "in_bytes": row["bytes"],
-                "rejected": {row["reason"]: counts}}  # fmt: skip
+        part = {**empty_flow(), "rejected": {row["reason"]: counts}}
         add_flow(flow.setdefault(row["source"], empty_flow()), part)
     return flow
 

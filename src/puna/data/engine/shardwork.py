@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from puna.core.errors import PunaError
 from puna.core.fsio import hash_file, hash_json, write_json
@@ -103,7 +104,9 @@ def verify_shard(task: ShardTask, key: str) -> ShardReport:
         ConservationError: Ids are lost, doubled, foreign or out of order.
     """
     name, step = task.shard.name, task.step
-    ids_in = read_columns(task.shard.path, ["id"]).column("id")
+    columns_in = ["id"] if task.carry is not None else ["id", "source", "n_bytes"]
+    given = read_columns(task.shard.path, columns_in)
+    ids_in = given.column("id")
     digest_in = ids_digest(ids_in)
     if not is_ordered(ids_in):
         raise PunaError(f"{task.shard.path}: rows are not in strict order of their ids",
@@ -123,7 +126,7 @@ def verify_shard(task: ShardTask, key: str) -> ShardReport:
     _check(step, name, "kept + rejected", digest_in, add_digests(*digests), ordered)
     return ShardReport(
         name, key, len(ids_in), kept.num_rows, rejected.num_rows, digest_in, *digests,
-        shard_flow(kept, rejected),
+        shard_flow(given, kept, rejected),
     )  # fmt: skip
 
 
@@ -166,7 +169,7 @@ def _write_annotated(task: ShardTask) -> None:
 
 def _write_judged(task: ShardTask) -> None:
     documents = open_schema(task.shard.path)
-    extra = list(task.kernel.adds())[_N_VERDICT:]
+    extra = [one for one in list(task.kernel.adds())[_N_VERDICT:] if one.name != "text"]
     kept_schema = pa.schema([*documents, *extra])
     schema = rejected_schema(kept_schema)
     name = task.shard.name
@@ -175,16 +178,26 @@ def _write_judged(task: ShardTask) -> None:
         shard_writer(task.out / REJECTED_DIR / name, schema) as rejected,
     ):
         for batch, result in _results(task, None):
-            added = result.select(range(_N_VERDICT, result.num_columns))
+            added = result.select([one.name for one in extra])
             rows = _concat(batch.select(documents.names), added, kept_schema)
             is_kept = result.column(0).is_null()
-            kept.write(rows.filter(is_kept))
+            kept.write(_with_text(rows, result).filter(is_kept))
             is_rejected = result.column(0).is_valid()
             verdict = result.select(range(_N_VERDICT)).filter(is_rejected)
             step = pa.array([task.step] * verdict.num_rows, pa.string())
             dropped = rows.filter(is_rejected)
             arrays = [*dropped.columns, step, *verdict.columns]
             rejected.write(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+def _with_text(rows: pa.RecordBatch, result: pa.RecordBatch) -> pa.RecordBatch:
+    """Put in the text that the kernel gave, if it gives texts."""
+    if "text" not in result.schema.names:
+        return rows
+    text = result.column("text")
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    columns |= {"text": text, "n_bytes": pc.call_function("binary_length", [text])}
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=rows.schema)
 
 
 def open_schema(path: Path) -> pa.Schema:
