@@ -1,0 +1,1 @@
+"""Quality classifiers, perplexity and domains: training, evaluation, and the stage that uses them."""
