@@ -12,7 +12,9 @@ from puna.core.stage import Stage, arrange, load_plugins, stages
 STAGE_MODULES = (
     "puna.data.ingest",
     "puna.data.filter",
+    "puna.data.lines",
     "puna.data.dedup",
+    "puna.data.decontaminate",
     "puna.data.split",
     "puna.tokens.train",
     "puna.tokens.encode",

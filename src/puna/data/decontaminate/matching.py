@@ -1,0 +1,267 @@
+"""Finding examples in documents, and what is done with the documents, as kernels of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from puna.core.registry import Registry
+from puna.data.decontaminate.examples import Example
+from puna.data.decontaminate.index import (
+    LoadedIndex,
+    NgramRule,
+    build_index,
+    hash_index,
+    load_index,
+)
+from puna.data.decontaminate.kernels import find_examples
+from puna.data.engine import Kernel, Shard
+from puna.data.engine.shards import VERDICT_FIELDS
+from puna.data.kernels.buffers import texts_from, texts_of
+
+HIT_TYPE = pa.struct(
+    [
+        pa.field("set", pa.string()),
+        pa.field("example", pa.int64()),
+        pa.field("coverage", pa.float64()),
+        pa.field("start", pa.int64()),
+        pa.field("end", pa.int64()),
+        pa.field("text", pa.string()),
+        pa.field("counts", pa.bool_()),
+    ]
+)
+"""An example in a document: its set and the number of its record, the share of its words that the
+document has in common with it, bytes of the document and text of the longest piece in common (at
+most :data:`SHOWN_BYTES` of it), and whether the coverage is enough."""
+
+MATCH_SCHEMA = pa.schema(
+    [
+        pa.field("hits", pa.list_(HIT_TYPE)),
+        pa.field("spans", pa.list_(pa.int64())),
+    ]
+)
+"""What a matcher's kernel returns for each document: the hits, best first, and the bytes where the
+pieces of those that count begin and end (begin, end, begin, end, ...; ordered, not overlapping)."""
+
+SHOWN_BYTES = 1000
+
+
+class Matcher(Protocol):
+    """A way to find evaluation examples in documents.
+
+    N-grams are built in. One that compares embeddings would find paraphrases and translations too;
+    it is registered in :data:`MATCHERS` under its own name and has the same result.
+    """
+
+    def prepare(
+        self, examples: Iterable[Example], folder: Path
+    ) -> tuple[Kernel, dict[str, dict[str, int]]]:
+        """Index the examples.
+
+        Args:
+            examples: The records of all sets.
+            folder: Empty folder for what the kernel needs.
+
+        Returns:
+            A kernel over the column ``text`` that adds :data:`MATCH_SCHEMA`, and counts per set:
+            at least ``examples`` and ``indexed``, those that are looked for.
+        """
+        ...
+
+
+MATCHERS: Registry[Any] = Registry("matcher")
+"""Name -> function that makes a :class:`Matcher` from the stage's configuration."""
+
+
+@dataclass(frozen=True)
+class NgramMatcher:
+    """Finds word n-grams of the examples.
+
+    Attributes:
+        rule: What is looked for.
+        min_coverage: Share of an example's words from which a hit counts.
+    """
+
+    rule: NgramRule
+    min_coverage: float
+
+    def prepare(
+        self, examples: Iterable[Example], folder: Path
+    ) -> tuple[Kernel, dict[str, dict[str, int]]]:
+        """See :meth:`Matcher.prepare`."""
+        counts = build_index(examples, self.rule, folder)
+        return MatchKernel(self.rule, self.min_coverage, hash_index(folder), folder), counts
+
+
+@dataclass(frozen=True)
+class MatchKernel:
+    """Finds the examples of an index in documents.
+
+    Attributes:
+        rule: What is looked for.
+        min_coverage: Share of an example's words from which a hit counts.
+        index_hash: Digest of the index.
+        folder: Folder of the index.
+    """
+
+    rule: NgramRule
+    min_coverage: float
+    index_hash: str
+    folder: Path = field(repr=False)
+    columns: tuple[str, ...] = field(default=("text",), repr=False)
+
+    def adds(self) -> pa.Schema:
+        """Return :data:`MATCH_SCHEMA`."""
+        return MATCH_SCHEMA
+
+    def prepare(self) -> None:
+        """Compile."""
+        find_examples(texts_from(["a b c"]), load_index(self.folder, self.index_hash).index)
+
+    def __call__(self, batch: pa.RecordBatch, shard: Shard, first_row: int) -> pa.RecordBatch:
+        """Return the hits of each document."""
+        texts = texts_of(batch.column("text"))
+        loaded = load_index(self.folder, self.index_hash)
+        rows = find_examples(texts, loaded.index)
+        hits: list[list[dict[str, Any]]] = [[] for _ in range(len(texts))]
+        spans: list[list[int]] = [[] for _ in range(len(texts))]
+        starts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))
+        for start, end in pairwise([*starts, len(rows)]):
+            document = int(rows[start, 0])
+            hits[document], spans[document] = self._hits(
+                loaded, rows[start:end, 1:], texts.bytes_of(document)
+            )
+        arrays = [pa.array(hits, MATCH_SCHEMA.types[0]), pa.array(spans, MATCH_SCHEMA.types[1])]
+        return pa.RecordBatch.from_arrays(arrays, schema=MATCH_SCHEMA)
+
+    def _hits(
+        self, loaded: LoadedIndex, rows: np.ndarray, text: memoryview
+    ) -> tuple[list[dict[str, Any]], list[int]]:
+        """Put the matching n-grams of one document together."""
+        postings = loaded.index.postings[rows[:, 0]]
+        hits, counted = [], []
+        for example in np.unique(postings[:, 0]):
+            is_here = postings[:, 0] == example
+            first, last = loaded.index.example_words[example : example + 2]
+            covered = np.zeros(last - first, bool)
+            for _, word, n in np.unique(postings[is_here], axis=0):
+                covered[word - first : word - first + n] = True
+            pieces = merged(rows[is_here, 1:])
+            start, end = pieces[np.argmax(pieces[:, 1] - pieces[:, 0])]
+            coverage = float(covered.mean())
+            counts = coverage >= self.min_coverage
+            set_number, record = loaded.owners[example]
+            shown = bytes(text[start : min(end, start + SHOWN_BYTES)]).decode("utf-8", "ignore")
+            hits.append(
+                {"set": loaded.sets[set_number], "example": int(record), "coverage": coverage,
+                 "start": int(start), "end": int(end), "counts": counts, "text": shown}
+            )  # fmt: skip
+            if counts:
+                counted.append(pieces)
+        hits.sort(key=lambda hit: (-hit["coverage"], hit["set"], hit["example"]))
+        return hits, merged(np.concatenate(counted)).ravel().tolist() if counted else []
+
+
+def merged(spans: np.ndarray) -> np.ndarray:
+    """Join spans that touch or overlap: int64 [n, 2] of begin and end, in order."""
+    ordered = spans[np.lexsort((spans[:, 1], spans[:, 0]))]
+    ends = np.maximum.accumulate(ordered[:, 1])
+    is_first = np.ones(len(ordered), bool)
+    is_first[1:] = ordered[1:, 0] > ends[:-1]
+    starts = np.flatnonzero(is_first)
+    return np.stack([ordered[starts, 0], ends[np.append(starts[1:], len(ordered)) - 1]], 1)
+
+
+@dataclass(frozen=True)
+class DecontaminateKernel:
+    """Drops documents with hits, or cuts the hits out of them.
+
+    Attributes:
+        action: ``drop`` or ``cut``.
+        min_coverage: Share of an example's words from which a hit counts; the threshold of drops.
+        window_chars: Characters cut before and behind each piece in common.
+        min_piece_chars: Shorter pieces between two cuts are cut, too.
+        max_pieces: Documents that fall into more pieces are dropped.
+        min_left_bytes: Documents of which less is left are dropped.
+    """
+
+    action: str
+    min_coverage: float
+    window_chars: int
+    min_piece_chars: int
+    max_pieces: int
+    min_left_bytes: int
+    columns: tuple[str, ...] = field(default=("text",), repr=False)
+
+    def adds(self) -> pa.Schema:
+        """Return the verdict and, when hits are cut out, the new text and the number of cuts."""
+        cut = [pa.field("text", pa.large_string()), pa.field("eval_spans_cut", pa.int32())]
+        return pa.schema([*VERDICT_FIELDS, *(cut if self.action == "cut" else ())])
+
+    def prepare(self) -> None:
+        """Nothing to compile."""
+
+    def __call__(self, batch: pa.RecordBatch, shard: Shard, first_row: int) -> pa.RecordBatch:
+        """Judge the documents by the columns ``hits`` and ``spans`` of the side table."""
+        n = batch.num_rows
+        verdicts: list[tuple[Any, ...]] = [(None, None, None, None)] * n
+        sizes = np.diff(batch.column("spans").offsets.to_numpy())
+        new_texts: dict[int, str] = {}
+        n_cut = np.zeros(n, np.int32)
+        for row in np.flatnonzero(sizes).tolist():
+            best = next(hit for hit in batch.column("hits")[row].as_py() if hit["counts"])
+            detail = f"{best['set']}#{best['example']}"
+            if self.action == "drop":
+                verdicts[row] = ("decontaminate.match", best["coverage"], self.min_coverage, detail)
+                continue
+            text = batch.column("text")[row].as_py()
+            spans = np.array(batch.column("spans")[row].as_py(), np.int64).reshape(-1, 2)
+            pieces = self._pieces(text, spans)
+            new_texts[row], n_cut[row] = "\n".join(pieces), len(spans)
+            n_left = len(new_texts[row].encode())
+            if len(pieces) > self.max_pieces:
+                verdicts[row] = ("decontaminate.pieces", len(pieces), self.max_pieces, detail)
+            elif n_left < self.min_left_bytes:
+                verdicts[row] = ("decontaminate.emptied", n_left, self.min_left_bytes, detail)
+        schema = self.adds()
+        columns = [pa.array([v[i] for v in verdicts], schema[i].type) for i in range(4)]
+        if self.action == "cut":
+            columns += [_replaced(batch.column("text"), new_texts), pa.array(n_cut)]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def _pieces(self, text: str, spans: np.ndarray) -> list[str]:
+        """Return what is left between the spans (bytes) and their windows."""
+        raw = text.encode()
+        pieces, at = [], 0
+        chars = [len(raw[: int(place)].decode()) for place in spans.ravel()]
+        for start, end in zip(chars[::2], chars[1::2], strict=True):
+            pieces.append(text[at : max(at, start - self.window_chars)])
+            at = max(at, end + self.window_chars)
+        pieces.append(text[at:])
+        return [piece for piece in pieces if len(piece) >= max(self.min_piece_chars, 1)]
+
+
+def _replaced(texts: pa.Array, new: dict[int, str]) -> pa.Array:
+    """Put some texts in place of others."""
+    if not new:
+        return texts.cast(pa.large_string())
+    parts, at = [], 0
+    for row in sorted(new):
+        parts += [texts.slice(at, row - at).cast(pa.large_string()),
+                  pa.array([new[row]], pa.large_string())]  # fmt: skip
+        at = row + 1
+    return pa.concat_arrays([*parts, texts.slice(at).cast(pa.large_string())])
+
+
+def _ngrams(cfg: Any) -> Matcher:
+    rule = NgramRule(cfg.ngram, cfg.short_words, cfg.max_shared)
+    return NgramMatcher(rule, cfg.min_coverage)
+
+
+MATCHERS.register("ngrams", _ngrams)
