@@ -14,6 +14,7 @@ STAGE_MODULES = (
     "puna.data.filter",
     "puna.data.lines",
     "puna.data.dedup",
+    "puna.data.quality",
     "puna.data.decontaminate",
     "puna.data.split",
     "puna.tokens.train",

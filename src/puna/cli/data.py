@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from puna.cli.common import load_stages, stage_group
+from puna.cli.data_classifier import classifier
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from puna.data.why import Fate
 
 data = stage_group("data", "Sources, filters, deduplication, split; why a document went.")
+data.add_command(classifier)
 
 SHOWN_MATCHES = 20
 MIN_WIDTH = 128

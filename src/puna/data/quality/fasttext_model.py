@@ -233,9 +233,7 @@ def _is_label(data: Array, start: Int, end: Int) -> bool:
     if end - start < 9 or data[start] != 95 or data[start + 1] != 95 or data[start + 7] != 95:
         return False
     spelled = data[start + 2] == 108 and data[start + 3] == 97 and data[start + 4] == 98
-    return (
-        spelled and data[start + 5] == 101 and data[start + 6] == 108 and data[start + 8] == 95
-    )
+    return spelled and data[start + 5] == 101 and data[start + 6] == 108 and data[start + 8] == 95
 
 
 @kernel

@@ -60,6 +60,33 @@ def _all_features(
 
 
 @kernel
+def _learn(
+    hidden: Array, outputs: Array, target: Int, rate: Float, gradient: Array, scores: Array
+) -> Float:
+    """Change ``outputs`` by one step, write the gradient of ``hidden``; return the loss."""
+    n_labels, dim = outputs.shape
+    top = np.float32(-1e30)
+    for label in range(n_labels):
+        score = np.float32(0)
+        for c in range(dim):
+            score += outputs[label, c] * hidden[c]
+        scores[label] = score
+        top = max(top, score)
+    total = np.float32(0)
+    for label in range(n_labels):
+        scores[label] = np.exp(scores[label] - top)
+        total += scores[label]
+    gradient[:] = 0
+    for label in range(n_labels):
+        wanted = np.float32(1) if target == label else np.float32(0)
+        step = rate * (wanted - scores[label] / total)
+        for c in range(dim):
+            gradient[c] += step * outputs[label, c]
+            outputs[label, c] += step * hidden[c]
+    return -np.log(max(scores[target] / total, np.float32(1e-30)))
+
+
+@kernel
 def _pass(
     ends: Array,
     features: Array,
@@ -88,27 +115,7 @@ def _pass(
                 hidden[c] += inputs[features[k], c]
         for c in range(dim):
             hidden[c] *= share
-        top = np.float32(-1e30)
-        for label in range(n_labels):
-            score = np.float32(0)
-            for c in range(dim):
-                score += outputs[label, c] * hidden[c]
-            scores[label] = score
-            top = max(top, score)
-        total = np.float32(0)
-        for label in range(n_labels):
-            scores[label] = np.exp(scores[label] - top)
-            total += scores[label]
-        gradient[:] = 0
-        for label in range(n_labels):
-            probability = scores[label] / total
-            wanted = np.float32(1) if targets[d] == label else np.float32(0)
-            if targets[d] == label:
-                loss -= np.log(max(probability, np.float32(1e-30)))
-            step_size = rate * (wanted - probability)
-            for c in range(dim):
-                gradient[c] += step_size * outputs[label, c]
-                outputs[label, c] += step_size * hidden[c]
+        loss += _learn(hidden, outputs, targets[d], rate, gradient, scores)
         for c in range(dim):
             gradient[c] *= share
         for k in range(ends[d], ends[d + 1]):
@@ -183,7 +190,9 @@ def train_fasttext(
         "maxn": 0, "lr_update_rate": 100,
     }  # fmt: skip
     counts = np.bincount(targets, minlength=len(labels))
-    named = [(f"{LABEL_PREFIX}{name}".encode(), int(n)) for name, n in zip(labels, counts)]
+    named = [
+        (f"{LABEL_PREFIX}{name}".encode(), int(n)) for name, n in zip(labels, counts, strict=True)
+    ]
     return _to_file(settings_of_file, vocabulary, named, inputs, outputs), losses
 
 

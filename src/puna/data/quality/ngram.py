@@ -169,7 +169,7 @@ def train_ngram(texts: Texts, *, order: int, max_bytes: int, min_count: int = 1)
     for n, (_, _, (contexts, backoffs)) in enumerate(parts):
         if n:  # the context of a single byte is empty: its weight is in the probabilities
             _insert(contexts, np.log2(backoffs).astype(np.float32), keys, used, log_b)
-    return NgramModel(order, *map(fixed, (keys, used, log_p, log_b)), max_bytes)
+    return NgramModel(order, fixed(keys), fixed(used), fixed(log_p), fixed(log_b), max_bytes)
 
 
 def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,5 +253,8 @@ def load_ngram(path: Path, max_bytes: int) -> NgramModel:
             for array, values in zip(full, (keys, 1, log_p, log_b), strict=True):
                 array[taken] = values
     except (OSError, ValueError, EOFError, IndexError) as error:
-        raise PunaError(f"{path}: not a readable n-gram model ({error})", "train it anew") from error
-    return NgramModel(order, *map(fixed, full), max_bytes)
+        raise PunaError(
+            f"{path}: not a readable n-gram model ({error})", "train it anew"
+        ) from error
+    keys, used, log_p, log_b = map(fixed, full)
+    return NgramModel(order, keys, used, log_p, log_b, max_bytes)

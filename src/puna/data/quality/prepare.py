@@ -52,48 +52,45 @@ def head_end(data: Array, start: Int, end: Int, max_bytes: Int) -> Int:
 
 
 @kernel
+def _end_token(out: Array, first: Int, at: Int) -> Int:
+    """Write a space unless one is there or nothing is; return where the next byte goes."""
+    if at > first and out[at - 1] != 32:
+        out[at] = 32
+        at += 1
+    return at
+
+
+@kernel
 def _words_of(data: Array, start: Int, end: Int, classes: Array, out: Array, at: Int) -> Int:
     """Write the tokens of one text to ``out`` from ``at``, parted by spaces; return the end."""
     i, first = start, at
     while i < end:
-        kind = classes[data[i]]
-        if kind <= _NEWLINE:
-            n_lines = 0
-            while i < end and classes[data[i]] <= _NEWLINE:
-                n_lines += classes[data[i]]
-                i += 1
-            if at > first and out[at - 1] != 32:
-                out[at] = 32
-                at += 1
-            for _ in range(min(n_lines, 2)):
-                out[at] = _LINE_END
-                at += 1
-            if n_lines:
-                out[at] = 32
-                at += 1
-        elif kind == _MARK:
-            if at > first and out[at - 1] != 32:
-                out[at] = 32
-                at += 1
-            n, mark = 0, data[i]
-            while i < end and data[i] == mark:
-                if n < _MAX_RUN:
-                    out[at] = mark
-                    at += 1
-                n += 1
-                i += 1
-            out[at] = 32
+        kind, byte = classes[data[i]], data[i]
+        if kind == _LETTER:
+            out[at] = byte | 0x20 if 65 <= byte <= 90 else byte
             at += 1
-        elif kind == _DIGIT:
+            i += 1
+            continue
+        run = i
+        if kind == _DIGIT:
             while i < end and classes[data[i]] == _DIGIT:
                 i += 1
             out[at] = 48
             at += 1
+            continue
+        at = _end_token(out, first, at)
+        if kind == _MARK:
+            while i < end and data[i] == byte:
+                i += 1
+            n = min(i - run, _MAX_RUN)
         else:
-            byte = data[i]
-            out[at] = byte | 0x20 if 65 <= byte <= 90 else byte
-            at += 1
-            i += 1
+            n = 0
+            while i < end and classes[data[i]] <= _NEWLINE:
+                n += classes[data[i]]
+                i += 1
+            n, byte = min(n, 2), np.uint8(_LINE_END)
+        out[at : at + n] = byte
+        at = _end_token(out, first, at + n)
     return at
 
 
@@ -132,7 +129,5 @@ def prepare(texts: Texts, preparation: Preparation, max_bytes: int) -> Texts:
     """
     n_bytes = int(texts.offsets[-1] - texts.offsets[0])
     out = np.empty(2 * n_bytes + 2, np.uint8)
-    ends = _prepare(
-        texts.data, texts.offsets, _CLASSES, max_bytes, preparation == "words", out
-    )
+    ends = _prepare(texts.data, texts.offsets, _CLASSES, max_bytes, preparation == "words", out)
     return Texts(fixed(out[: ends[-1]]), fixed(ends))

@@ -1,0 +1,214 @@
+"""``puna data classifier``: train, evaluate and apply classifiers of documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from puna.data.quality.examples import Example, Fields
+    from puna.data.quality.train import TrainConfig
+
+
+@click.group(no_args_is_help=True)
+def classifier() -> None:
+    """Quality, perplexity, domains and grades: train, evaluate, apply.
+
+    A PLACE is a file, a folder or a pattern of any format that `data.ingest` reads, or the folder
+    of a finished stage, of which `@` chooses sources: runs/web/data.filter@news,blogs.
+    """
+
+
+def _places(name: str, text: str, metavar: str = "PLACE") -> Callable[[Any], Any]:
+    return click.option(f"--{name}", multiple=True, metavar=metavar, help=text)
+
+
+def example_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name examples."""
+    options = [
+        _places("positive", "Good texts."),
+        _places("negative", "Bad texts."),
+        _places("label", "Texts of a label, for a classifier of several labels.", "NAME=PLACE"),
+        _places("scores", "Texts with grades from people or a language model."),
+        _places("documents", "Documents that `--scores` names by id instead of giving their text."),
+        click.option("--text-field", default="text", show_default=True, help="Field of the text."),
+        click.option("--score-field", default="score", show_default=True, help="Field of scores."),
+        click.option("--id-field", default="id", show_default=True, help="Field of ids."),
+        click.option("--source-field", default="source", show_default=True,
+                     help="Field that names the source of a text, for the tables per source."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _fields(given: dict[str, Any]) -> Fields:
+    from puna.data.quality.examples import Fields
+
+    names = ("text", "score", "id", "source")
+    return Fields(**{name: given.pop(f"{name}_field") for name in names})
+
+
+def _examples(given: dict[str, Any]) -> list[Example]:
+    from puna.data.quality.examples import gather
+
+    fields = _fields(given)
+    return gather(labels=given.pop("label"), fields=fields, **given)
+
+
+def _config(overrides: Sequence[str]) -> TrainConfig:
+    from pydantic import ValidationError
+
+    from puna.core.explain import explain_validation
+    from puna.core.recipe import apply_overrides
+    from puna.data.quality.train import TrainConfig
+
+    values: dict[str, Any] = {}
+    changed = apply_overrides(values, overrides)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise explain_validation(error, TrainConfig, values, "command", changed) from error
+
+
+@classifier.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@example_options
+def train(out: Path, overrides: tuple[str, ...], **examples: Any) -> None:
+    """Train a classifier and measure it on texts that it has not seen; write the folder OUT.
+
+    With --positive and --negative a quality classifier, with --label several labels (domains), with
+    --scores a student of grades. `kind=ngram` trains a language model of the positives instead.
+    Other keys: dim, epochs, lr, word_ngrams, min_count, n_buckets, order, preparation, max_bytes,
+    calibration, calibration_share, test_share, unseen_sources, keep_from, n_resamples, seed.
+    """
+    from puna.data.quality.train import train_classifier
+
+    cfg = _config(overrides)
+    record = train_classifier(cfg, _examples(examples), out)
+    texts, parts = record["data"]["texts"], record["data"]["parts"]
+    click.echo(
+        f"{texts['used']:,} of {texts['read']:,} texts ({texts['duplicates']:,} copies, "
+        f"{texts['conflicts']:,} with contradicting labels, {texts['empty']:,} empty): "
+        + ", ".join(f"{name} {n:,}" for name, n in parts.items())
+    )
+    for part, report in record["metrics"].items():
+        click.secho(f"\n{part}", bold=True)
+        _print_report(report)
+    for row in record.get("kept_share_thresholds", ()):
+        click.echo(
+            f"  to keep {row['share']:>4.0%}: threshold {row['threshold']:.6g}, "
+            f"precision {row['precision']:.3f}, recall {row['recall']:.3f}"
+        )
+    click.secho(f"\n{out}", fg="green")
+
+
+@classifier.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@example_options
+@click.option("--positive-label", help="For a model file of others with two labels: the good one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+def evaluate(
+    model: Path, overrides: tuple[str, ...], positive_label: str | None, as_json: bool,
+    **examples: Any,
+) -> None:  # fmt: skip
+    """Measure a classifier on other labelled texts: AUC, errors, calibration, bias per source.
+
+    Keys: n_resamples and seed of the bootstrap, keep_from of grades.
+    """
+    from puna.data.quality.classifier import load_classifier
+    from puna.data.quality.train import evaluate_on
+
+    cfg = _config(overrides)
+    report = evaluate_on(load_classifier(model, positive_label), _examples(examples), cfg)
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        _print_report(report)
+
+
+@classifier.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Write id, source and score to a file, .jsonl or .parquet.")  # fmt: skip
+@click.option("--keep-share", type=click.FloatRange(0, 1, min_open=True),
+              help="Also tell the threshold that keeps this share of the documents.")  # fmt: skip
+@click.option("--positive-label", help="For a model file of others with two labels: the good one.")
+@click.option("--text-field", default="text", show_default=True, help="Field of the text.")
+@click.option("--source-field", default="source", show_default=True, help="Field of the source.")
+def apply(
+    model: Path, places: tuple[str, ...], out: Path | None, keep_share: float | None,
+    positive_label: str | None, text_field: str, source_field: str,
+) -> None:  # fmt: skip
+    """Score documents and print what each source gets."""
+    from puna.core.errors import PunaError
+    from puna.data.quality.apply import score_texts, threshold_of, write_scores
+    from puna.data.quality.classifier import load_classifier
+    from puna.data.quality.examples import Fields, read_place
+
+    judged = load_classifier(model, positive_label)
+    if keep_share is not None and judged.task == "labels":
+        raise PunaError(f"{model} gives labels, of which no share can be kept",
+                        "leave out --keep-share")  # fmt: skip
+    fields = Fields(text=text_field, source=source_field)
+    scored = score_texts(judged, (item for place in places for item in read_place(place, fields)))
+    if out is not None:
+        write_scores(scored, out)
+    _print_rows(scored.by_source())
+    click.echo(f"{len(scored.ids):,} documents, {scored.n_bytes:,} bytes (task {judged.task})")
+    if keep_share is not None:
+        found = threshold_of(scored.values, keep_share, lower_is_better=judged.task == "bits")
+        key = "max" if judged.task == "bits" else "min"
+        click.echo(f"to keep {keep_share:.1%} of them: {key} = {found!r}")
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print numbers as lines and tables per source as tables."""
+    spans = report.get("intervals_95", {})
+    for name, value in report.items():
+        if isinstance(value, int | float | None):
+            span = f"   95 %: {spans[name][0]:.4f} to {spans[name][1]:.4f}" if name in spans else ""
+            click.echo(f"  {name:<26}{_cell(value)}{span}")
+    flat = {"confusion": report.get("confusion"), "bits per byte": report.get("bits_per_byte")}
+    for name, counts in flat.items():
+        if counts and "rows" not in counts:
+            click.echo(f"  {name:<26}" + ", ".join(f"{k} {_cell(v)}" for k, v in counts.items()))
+    if "calibration" in report:
+        click.echo(f"  {'calibration error':<26}{report['calibration']['ece']:.4f}")
+        _print_rows(report["calibration"]["table"])
+    for key in ("labels", "sources"):
+        if key in report:
+            _print_rows(report[key])
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=SIMPLE)
+    for name, value in rows[0].items():
+        justify = "left" if isinstance(value, str) else "right"
+        table.add_column(name.replace("_", " "), justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
