@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +12,8 @@ import pyarrow as pa
 
 from puna.core.registry import Registry
 from puna.data.decontaminate.examples import Example
+from puna.data.decontaminate.grouping import group_hits, merge_spans
 from puna.data.decontaminate.index import (
-    LoadedIndex,
     NgramRule,
     build_index,
     hash_index,
@@ -122,60 +121,48 @@ class MatchKernel:
 
     def prepare(self) -> None:
         """Compile."""
-        find_examples(texts_from(["a b c"]), load_index(self.folder, self.index_hash).index)
+        index = load_index(self.folder, self.index_hash).index
+        rows = find_examples(texts_from(["a b c"]), index)
+        group_hits(rows, index)
+        merge_spans(rows)
 
     def __call__(self, batch: pa.RecordBatch, shard: Shard, first_row: int) -> pa.RecordBatch:
         """Return the hits of each document."""
         texts = texts_of(batch.column("text"))
         loaded = load_index(self.folder, self.index_hash)
         rows = find_examples(texts, loaded.index)
-        hits: list[list[dict[str, Any]]] = [[] for _ in range(len(texts))]
-        spans: list[list[int]] = [[] for _ in range(len(texts))]
-        starts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))
-        for start, end in pairwise([*starts, len(rows)]):
-            document = int(rows[start, 0])
-            hits[document], spans[document] = self._hits(
-                loaded, rows[start:end, 1:], texts.bytes_of(document)
+        pairs = group_hits(rows, loaded.index)
+        counts = pairs.coverage >= self.min_coverage
+        spans = merge_spans(rows[counts[pairs.of_row]])
+        owners = loaded.owners[pairs.example]
+        order = np.lexsort((owners[:, 1], owners[:, 0], -pairs.coverage, pairs.document))
+        shown = [
+            bytes(texts.bytes_of(document)[start : min(end, start + SHOWN_BYTES)])
+            for document, start, end in zip(
+                pairs.document[order], pairs.start[order], pairs.end[order], strict=True
             )
-        arrays = [pa.array(hits, MATCH_SCHEMA.types[0]), pa.array(spans, MATCH_SCHEMA.types[1])]
+        ]
+        columns = [
+            pa.array([loaded.sets[number] for number in owners[order, 0]], pa.string()),
+            pa.array(owners[order, 1], pa.int64()),
+            pa.array(pairs.coverage[order]),
+            pa.array(pairs.start[order]),
+            pa.array(pairs.end[order]),
+            pa.array([raw.decode("utf-8", "ignore") for raw in shown], pa.string()),
+            pa.array(counts[order]),
+        ]
+        hits = pa.StructArray.from_arrays(columns, fields=list(HIT_TYPE))
+        arrays = [
+            pa.ListArray.from_arrays(_bounds(pairs.document, len(texts)), hits),
+            pa.ListArray.from_arrays(_bounds(np.repeat(spans[:, 0], 2), len(texts)),
+                                     pa.array(spans[:, 1:].ravel())),
+        ]  # fmt: skip
         return pa.RecordBatch.from_arrays(arrays, schema=MATCH_SCHEMA)
 
-    def _hits(
-        self, loaded: LoadedIndex, rows: np.ndarray, text: memoryview
-    ) -> tuple[list[dict[str, Any]], list[int]]:
-        """Put the matching n-grams of one document together."""
-        postings = loaded.index.postings[rows[:, 0]]
-        hits, counted = [], []
-        for example in np.unique(postings[:, 0]):
-            is_here = postings[:, 0] == example
-            first, last = loaded.index.example_words[example : example + 2]
-            covered = np.zeros(last - first, bool)
-            for _, word, n in np.unique(postings[is_here], axis=0):
-                covered[word - first : word - first + n] = True
-            pieces = merged(rows[is_here, 1:])
-            start, end = pieces[np.argmax(pieces[:, 1] - pieces[:, 0])]
-            coverage = float(covered.mean())
-            counts = coverage >= self.min_coverage
-            set_number, record = loaded.owners[example]
-            shown = bytes(text[start : min(end, start + SHOWN_BYTES)]).decode("utf-8", "ignore")
-            hits.append(
-                {"set": loaded.sets[set_number], "example": int(record), "coverage": coverage,
-                 "start": int(start), "end": int(end), "counts": counts, "text": shown}
-            )  # fmt: skip
-            if counts:
-                counted.append(pieces)
-        hits.sort(key=lambda hit: (-hit["coverage"], hit["set"], hit["example"]))
-        return hits, merged(np.concatenate(counted)).ravel().tolist() if counted else []
 
-
-def merged(spans: np.ndarray) -> np.ndarray:
-    """Join spans that touch or overlap: int64 [n, 2] of begin and end, in order."""
-    ordered = spans[np.lexsort((spans[:, 1], spans[:, 0]))]
-    ends = np.maximum.accumulate(ordered[:, 1])
-    is_first = np.ones(len(ordered), bool)
-    is_first[1:] = ordered[1:, 0] > ends[:-1]
-    starts = np.flatnonzero(is_first)
-    return np.stack([ordered[starts, 0], ends[np.append(starts[1:], len(ordered)) - 1]], 1)
+def _bounds(documents: np.ndarray, n_docs: int) -> pa.Array:
+    """Return where each document's entries begin, given the ordered documents of all entries."""
+    return pa.array(np.searchsorted(documents, np.arange(n_docs + 1)), pa.int32())
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,11 @@ def decontaminate(
     _require_indexed(cfg, sets)
     with open_engine(cfg, out / SCRATCH_DIR) as engine:
         scanned = engine.annotate(
-            "data.decontaminate: search", documents, work / "matches", matcher, carry=("source",)
+            "data.decontaminate: search",
+            documents,
+            work / "matches",
+            matcher,
+            carry=("source", "path"),
         )
         require_documents(scanned.rows_in, "data.decontaminate", "the stage before it")
         hits = _write_hits(engine, engine.read(work / "matches" / ROWS_DIR), work / "hits")
@@ -155,9 +159,9 @@ def _require_indexed(cfg: DecontaminateConfig, sets: dict[str, dict[str, int]]) 
 
 def _write_hits(engine: Engine, matches: ir.Table, folder: Path) -> ir.Table:
     """Write one row per document and example."""
-    rows = matches.select("id", "source", hit=matches.hits.unnest())
+    rows = matches.select("id", "source", "path", hit=matches.hits.unnest())
     names = ("set", "example", "coverage", "start", "end", "text", "counts")
-    rows = rows.select("id", "source", **{name: rows.hit[name] for name in names})
+    rows = rows.select("id", "source", "path", **{name: rows.hit[name] for name in names})
     engine.write(rows, folder, order_by=["set", "example", "id"])
     return engine.read(folder)
 

@@ -67,7 +67,7 @@ class LinesConfig(EngineConfig):
     `data.filter` measures the same before lines are cut)."""
     min_left_bytes: int = Field(default=100, ge=0)
     """Documents are dropped of which fewer bytes are left, if anything was cut (ours)."""
-    kl_max_nats: float = Field(default=4.0, ge=0)
+    kl_max_nats: float = Field(default=5.0, ge=0)
     """Documents are dropped whose word distribution diverges more from that of their source
     (Kullback-Leibler, nats; ours; 0: not measured)."""
     kl_min_words: int = Field(default=50, ge=1)

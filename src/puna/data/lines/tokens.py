@@ -15,6 +15,9 @@ from puna.data.kernels.normal_words import ASCII, LOWER, most_words, split_words
 N_BUCKETS = 1 << 16
 """Words are hashed to this many tokens."""
 
+_UNSEEN = 1e-3
+"""Count of a token that was never seen."""
+
 
 @kernel
 def _longest(offsets: Array) -> Int:
@@ -109,6 +112,10 @@ def divergence(
 
 
 def log_distribution(counts: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the distribution of counts, with one more word for every token."""
-    smooth = counts.astype(np.float64) + 1
+    """Return the logarithm of the distribution of counts.
+
+    Every token of a document is in the counts of its source, so next to no smoothing is needed; one
+    that weighs in a small source (65,536 words more) would make all its documents outliers.
+    """
+    smooth = counts.astype(np.float64) + _UNSEEN
     return np.log(smooth) - np.log(smooth.sum(-1, keepdims=True))

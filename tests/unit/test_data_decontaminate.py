@@ -1,0 +1,282 @@
+"""Evaluation examples in the corpus: found as plain Python finds them, dropped or cut, reported."""
+
+import gzip
+import json
+import random
+import re
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.core.errors import PunaError
+from puna.core.ledger import Ledger
+from puna.core.recipe import resolve
+from puna.data.decontaminate import DecontaminateConfig, decontaminate
+from puna.data.decontaminate.examples import EvalSetConfig, Example, read_examples, sets_state
+from puna.data.decontaminate.grouping import group_hits, merge_spans
+from puna.data.decontaminate.index import NgramRule, build_index, hash_index, load_index
+from puna.data.decontaminate.kernels import find_examples
+from puna.data.decontaminate.matching import MATCHERS
+from puna.data.kernels.buffers import fixed, texts_from
+from puna.data.testing import folder_bytes, kept_rows, make_documents, rejected_rows
+
+LONG = (
+    "How many apples does Anna have left after she gave three of her seventeen apples to Bob "
+    "and ate two more of them?"
+)
+SHORT = "Which planet of the solar system is the largest one?"
+
+
+def filler(seed, n=120):
+    rng = random.Random(seed)
+    return " ".join(f"f{rng.randrange(10**9)}" for _ in range(n))
+
+
+def write_set(tmp_path, rows, name="set.jsonl"):
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": name.partition(".")[0], "paths": str(path)}
+
+
+def run(tmp_path, texts, sets, name="out", n_shards=2, **cfg):
+    rows = [("web", path, text) for path, text in texts.items()]
+    documents = make_documents(tmp_path / f"{name}.in", rows, n_shards=n_shards)
+    out = tmp_path / name
+    out.mkdir()
+    config = DecontaminateConfig(**{"workers": 1, "sets": sets, **cfg})
+    return out, decontaminate(config, {"documents": documents}, out, Ledger(None))
+
+
+def hits_of(out):
+    return pq.read_table(out / "hits.parquet").to_pylist()
+
+
+def test_documents_with_an_example_are_dropped_and_reported(tmp_path):
+    loud = LONG.upper().replace(" ", "\n--  ")
+    texts = {
+        "long": f"{filler(1)} {loud} {filler(2)}",
+        "short": f"So: “which PLANET of the   solar-system is\tthe largest, one” {filler(3)}",
+        "nearly": f"Which planet of the solar system is the largest two {filler(4)}",
+        "clean": filler(5),
+    }
+    rows = [{"text": LONG}, {"text": "too short to be looked for"}, {"text": SHORT}]
+    rows.append({"text": SHORT.upper()})
+    out, metrics = run(tmp_path, texts, [write_set(tmp_path, rows)])
+    assert {row["path"] for row in kept_rows(out)} == {"nearly", "clean"}
+    dropped = {row["path"]: row for row in rejected_rows(out)}
+    assert dropped["long"]["reason"] == "decontaminate.match"
+    assert (dropped["long"]["value"], dropped["long"]["detail"]) == (1.0, "set#0")
+    assert dropped["short"]["detail"] == "set#2"
+    first, second = hits_of(out)
+    assert (first["path"], first["set"], first["example"], first["coverage"]) == (
+        "long", "set", 0, 1.0,
+    )  # fmt: skip
+    assert first["text"] == loud.rstrip("?")
+    assert texts["long"].encode()[first["start"] : first["end"]].decode() == first["text"]
+    assert second["text"] == "which PLANET of the   solar-system is\tthe largest, one"
+    assert metrics["sets"]["set"] == {
+        "examples": 4, "same": 1, "too_short": 1, "only_shared": 0, "indexed": 2,
+        "contaminated": 2, "partly": 0, "docs": 2,
+    }  # fmt: skip
+    assert metrics["in_docs"] - metrics["kept_docs"] == 2
+
+
+def test_a_part_of_an_example_counts_from_the_coverage_that_is_asked_for(tmp_path):
+    words = LONG.split()
+    texts = {"half": f"{filler(1)} {' '.join(words[:14])} {filler(2)}"}
+    sets = [write_set(tmp_path, [{"text": LONG}])]
+    coverage = 14 / len(words)
+    out, _ = run(tmp_path, texts, sets, "any")
+    (row,) = rejected_rows(out)
+    assert (row["value"], row["threshold"]) == (pytest.approx(coverage), 0)
+    out, metrics = run(tmp_path, texts, sets, "most", min_coverage=coverage + 0.01)
+    assert len(kept_rows(out)) == 1
+    assert [hit["counts"] for hit in hits_of(out)] == [False]
+    counts = metrics["sets"]["set"]
+    assert (counts["contaminated"], counts["partly"], counts["docs"]) == (0, 1, 0)
+    texts = {"less": f"{filler(1)} {' '.join(words[:12])} {filler(2)}"}
+    out, _ = run(tmp_path, texts, sets, "less")
+    assert hits_of(out) == []
+
+
+def test_cutting_takes_the_window_and_short_pieces_too(tmp_path):
+    head, tail = "ä" * 500 + " " + filler(1), filler(2)
+    texts = {
+        "middle": f"{head} {LONG} {tail}",
+        "start": f"{LONG} {filler(3)}",
+        "all": f"before {LONG} behind",
+        "many": f" {LONG} ".join(filler(i, 60) for i in range(5)),
+    }
+    out, _ = run(
+        tmp_path, texts, [write_set(tmp_path, [{"text": LONG}])], action="cut", window_chars=100,
+        min_piece_chars=50, max_pieces=4, min_left_bytes=10,
+    )  # fmt: skip
+    kept = {row["path"]: row for row in kept_rows(out)}
+    stop = LONG.rstrip("?")
+    assert kept["middle"]["text"] == f"{head} "[:-100] + "\n" + f"? {tail}"[100:]
+    assert kept["middle"]["eval_spans_cut"] == 1
+    assert kept["middle"]["n_bytes"] == len(kept["middle"]["text"].encode())
+    assert kept["start"]["text"] == texts["start"][len(stop) + 100 :]
+    dropped = {row["path"]: row for row in rejected_rows(out)}
+    assert dropped["all"]["reason"] == "decontaminate.emptied"
+    assert (dropped["all"]["value"], dropped["all"]["threshold"]) == (0, 10)
+    assert dropped["all"]["text"] == texts["all"]
+    assert (dropped["many"]["reason"], dropped["many"]["value"]) == ("decontaminate.pieces", 5)
+
+
+def test_what_many_examples_share_is_no_evidence(tmp_path):
+    instruction = "Read the following question carefully and choose the best of the four answers:"
+    own = [filler(i, 20) for i in range(4)]
+    rows = [{"text": f"{instruction} {text}"} for text in own]
+    texts = {"template": f"{filler(9)} {instruction} {filler(8)}", "real": f"x {own[2]} y"}
+    sets = [write_set(tmp_path, rows)]
+    out, _ = run(tmp_path, texts, sets, max_shared=3)
+    assert [row["path"] for row in rejected_rows(out)] == ["real"]
+    out, _ = run(tmp_path, texts, sets, "all", max_shared=4)
+    assert len(rejected_rows(out)) == 2
+
+
+def test_short_examples_that_begin_alike_are_told_apart(tmp_path):
+    rows = [{"text": f"what is the capital city of the country {i}"} for i in range(30)]
+    out, metrics = run(
+        tmp_path, {"a": f"{filler(1)} What is the capital city of the country 17?", "b": filler(2)},
+        [write_set(tmp_path, rows)], max_shared=2,
+    )  # fmt: skip
+    assert [hit["example"] for hit in hits_of(out)] == [17]
+    assert metrics["sets"]["set"]["indexed"] == 30
+
+
+def test_fields_are_looked_for_together_and_alone(tmp_path):
+    question = "which of these four rivers flows through the town of Ulm"
+    row = {"question": question, "choices": ["the Rhine", "the Danube"], "answer": 1, "none": None}
+    one = write_set(tmp_path, [row])
+    sets = [{**one, "fields": ["question", "choices", "answer", "none", "missing"]}]
+    texts = {"alone": f"{filler(1)} {question}? (a) Danube {filler(2)}"}
+    out, _ = run(tmp_path, texts, sets)
+    (hit,) = hits_of(out)
+    assert hit["coverage"] == pytest.approx(11 / 16)
+
+
+def test_gzip_parquet_and_several_files(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps({"q": "one two"}).encode()))
+    pq.write_table(pa.table({"q": ["three", "four"], "c": [["x"], ["y", "z"]]}), tmp_path / "b.pq")
+    cfg = EvalSetConfig(name="s", paths=(str(tmp_path / "*"),), fields=("q", "c"))
+    found = list(read_examples(cfg))
+    assert [example.parts for example in found] == [
+        ("one two",),
+        ("three", "x"),
+        ("four", "y", "z"),
+    ]
+    assert [example.index for example in found] == [0, 1, 2]
+    before = sets_state((cfg,))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps({"q": "other"}).encode()))
+    assert sets_state((cfg,)) != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\n{"text": 3}\n', r"evaluation set 's', .*, record 2: field 'text'.* 3"),
+        ('{"text": "a"}\n{"text"\n', r"record 2: "),
+        ('{"question": "a"}\n', r"record 1: field 'text' .*missing; fields here: question"),
+        ("", r"the files hold no record"),
+        ('{"text": "a b"}\n', r"none of its 1 examples can be looked for"),
+    ],
+)
+def test_sets_that_cannot_be_used_are_refused(tmp_path, content, message):
+    (tmp_path / "s.jsonl").write_text(content)
+    with pytest.raises(PunaError, match=message):
+        run(tmp_path, {"a": "b"}, [{"name": "s", "paths": str(tmp_path / "s.jsonl")}])
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path):
+    one = {"name": "s", "paths": "nowhere/*.jsonl"}
+    with pytest.raises(PunaError, match="there is no file nowhere"):
+        run(tmp_path, {"a": "b"}, [one])
+    with pytest.raises(PunaError, match="2 sets are called 's'"):
+        resolve({"name": "x", "data": {"decontaminate": {"sets": [one, one]}}})
+    with pytest.raises(PunaError, match=r"short_words \(9\) is above ngram \(5\)"):
+        resolve({"name": "x", "data": {"decontaminate": {"sets": [one], "ngram": 5,
+                                                         "short_words": 9}}})  # fmt: skip
+    with pytest.raises(PunaError, match="unknown matcher 'embed'"):
+        run(tmp_path, {"a": "b"}, [write_set(tmp_path, [{"text": LONG}])], "m", method="embed")
+    assert list(MATCHERS) == ["ngrams"]
+
+
+def plain_hits(texts, examples, ngram, short):
+    """Pairs of text and example with a common n-gram, and the words of the example covered."""
+    split = [re.findall(r"[a-z]+", text) for text in examples]
+    found = {}
+    for t, text in enumerate(texts):
+        words = re.findall(r"[a-z]+", text)
+        for e, example in enumerate(split):
+            n = min(ngram, len(example))
+            if n < short or example in split[:e]:
+                continue
+            grams = {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+            covered = {
+                i + k for i in range(len(example) - n + 1) for k in range(n)
+                if tuple(example[i : i + n]) in grams
+            }  # fmt: skip
+            if covered:
+                found[t, e] = len(covered) / len(example)
+    return found
+
+
+TEXT = st.lists(st.sampled_from(["a", "b", "ab", "c", ". ", "\n"]), max_size=30).map(" ".join)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5), st.lists(TEXT, min_size=1, max_size=5),
+       st.integers(2, 5), st.data())  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_hits_are_those_of_plain_python(tmp_path_factory, texts, examples, ngram, data):
+    short = data.draw(st.integers(2, ngram))
+    folder = tmp_path_factory.mktemp("index")
+    parts = [(text,) if text else () for text in examples]
+    build_index([Example("s", i, "", one) for i, one in enumerate(parts)],
+                NgramRule(ngram, short, 1000), folder)  # fmt: skip
+    index = load_index(folder, hash_index(folder)).index
+    rows = find_examples(texts_from(texts), index)
+    pairs = group_hits(rows, index)
+    found = dict(zip(zip(pairs.document.tolist(), pairs.example.tolist(), strict=True),
+                     pairs.coverage.tolist(), strict=True))  # fmt: skip
+    assert found == pytest.approx(plain_hits(texts, examples, ngram, short))
+    for document, start, end, _ in rows[:, [0, 2, 3, 1]].tolist():
+        piece = texts[document].encode()[start:end].decode()
+        assert len(re.findall("[a-z]+", piece)) >= short
+
+
+def test_a_hit_rests_on_the_words_not_on_their_hash(tmp_path):
+    build_index([Example("s", 0, "", (LONG,))], NgramRule(13, 8, 10), tmp_path)
+    index = load_index(tmp_path, hash_index(tmp_path)).index
+    assert len(find_examples(texts_from([LONG]), index)) == 11
+    forged = index._replace(words=np.where(index.words == ord("a"), ord("b"), index.words))
+    assert len(find_examples(texts_from([LONG]), forged._replace(words=fixed(forged.words)))) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.integers(1, 9)), max_size=12))
+@settings(deadline=None)
+def test_merged_spans_cover_the_same_bytes_once(spans):
+    rows = np.array([(d, 0, a, a + n) for d, a, n in spans], np.int64).reshape(-1, 4)
+    joined = merge_spans(rows)
+    covered = {(d, at) for d, a, n in spans for at in range(a, a + n)}
+    places = [(d, at) for d, a, b in joined.tolist() for at in range(a, b)]
+    assert sorted(covered) == places
+    assert all(x[0] != y[0] or x[2] < y[1] for x, y in pairwise(joined))
+
+
+@pytest.mark.parametrize("action", ["drop", "cut"])
+def test_the_result_does_not_depend_on_workers(tmp_path, monkeypatch, action):
+    texts = {f"{i:02}": f"{filler(i)} {LONG if i % 3 == 0 else ''} {filler(i + 99)}"
+             for i in range(30)}  # fmt: skip
+    sets = [write_set(tmp_path, [{"text": LONG}])]
+    out, _ = run(tmp_path, texts, sets, "one", n_shards=3, action=action)
+    monkeypatch.setattr("puna.data.engine.local.SMALL_INPUT_BYTES", 0)
+    other, _ = run(tmp_path, texts, sets, "two", n_shards=3, action=action, workers=2)
+    assert folder_bytes(out) == folder_bytes(other)
+    assert len(hits_of(out)) == 10
