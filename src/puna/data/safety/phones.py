@@ -1,0 +1,132 @@
+"""Telephone numbers: the international form, and national forms by their shape or their context."""
+
+from __future__ import annotations
+
+import re
+
+from puna.data.safety.context import before
+
+_CODES = """1 7 20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61
+62 63 64 65 66 81 82 84 86 90 91 92 93 94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227
+228 229 230 231 232 233 234 235 236 237 238 239 240 241 242 243 244 245 246 248 249 250 251 252 253
+254 255 256 257 258 260 261 262 263 264 265 266 267 268 269 290 291 297 298 299 350 351 352 353 354
+355 356 357 358 359 370 371 372 373 374 375 376 377 378 380 381 382 383 385 386 387 389 420 421 423
+500 501 502 503 504 505 506 507 508 509 590 591 592 593 594 595 596 597 598 599 670 672 673 674 675
+676 677 678 679 680 681 682 683 685 686 687 688 689 690 691 692 850 852 853 855 856 880 886 960 961
+962 963 964 965 966 967 968 970 971 972 973 974 975 976 977 992 993 994 995 996 998"""
+CALLING_CODES = frozenset(_CODES.split())
+"""Country codes of ITU-T E.164."""
+
+_LENGTHS = {"1": (10, 10), "7": (10, 10), "33": (9, 9), "34": (9, 9), "31": (9, 9), "32": (8, 9),
+            "39": (6, 11), "41": (9, 9), "43": (6, 13), "44": (9, 10), "45": (8, 8), "46": (7, 10),
+            "47": (8, 8), "48": (9, 9), "49": (6, 13), "52": (10, 10), "55": (10, 11),
+            "61": (9, 9), "81": (9, 10), "82": (8, 10), "86": (10, 11), "90": (10, 10),
+            "91": (10, 10), "351": (9, 9), "353": (7, 9), "358": (6, 11)}  # fmt: skip
+"""Least and most digits after the country code; 6 to 12 for others."""
+
+_CONTEXT = re.compile(
+    rb"(?i)(?<![a-z])(?:tel(?:e(?:ph|f)on[eo]?)?|tel\xc3\xa9fono|t\xc3\xa9l(?:\xc3\xa9phone)?|phone|"
+    rb"fax|mobile?|m\xc3\xb3vil|mob|cell(?:ular[e]?)?|cellphone|call(?: (?:me|us|him|her))?"
+    rb"(?: (?:at|on))?|ring(?: me)?|dial|text me|whatsapp|sms|handy|handynummer|rufnummer|"
+    rb"telefonnummer|durchwahl|portable|hotline|ruf)(?![a-z(])"
+    rb"|\xe2\x98\x8e|\xe2\x98\x8f|\xf0\x9f\x93\x9e|\xf0\x9f\x93\xb1"
+    rb"|\xe7\x94\xb5\xe8\xaf\x9d|\xe9\x9b\xbb\xe8\xa9\xb1|\xe6\x89\x8b\xe6\x9c\xba"
+)
+_CONTEXT_BYTES = 40
+_SEP = rb"(?:[ .\-]|\xc2\xa0|\xe2\x80[\xaf\x91\x93])"
+_NANP = re.compile(
+    rb"(?<![\w.\-/+])(?:1[ .\-])?"
+    rb"(?:\(([2-9]\d\d)\)[ \-]?|([2-9]\d\d)([.\-]))([2-9]\d\d)[ .\-](\d{4})"
+    rb"(?![\w]|[.\-/]\d|-\w)"
+)
+_FRENCH = re.compile(
+    rb"(?<![\w.,\-/+])(?<!\d )0[1-9](" + _SEP + rb")\d\d(?:\1\d\d){3}(?!\w|[.,\-/ ]\d)"
+)
+_GROUP = re.compile(rb"\d+")
+_LOOSE = re.compile(
+    rb"(?<![\w.,])[(]?\d"
+    rb"(?:(?:[ .\-/()]|\xc2\xa0|\xe2\x80[\xaf\x91\x93]){0,2}\d){6,14}(?!\w|[ \-]\d)"
+)
+_FICTIONAL = re.compile(rb"555[ .\-]?01\d\d(?!\d)")
+_DECIMALS = re.compile(rb"\.\d{1,2}(?!\d)")
+_DATE = re.compile(
+    rb"(?:19|20)\d\d[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./](?:19|20)\d\d|"
+    rb"(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d"
+)
+
+
+def find_phones(view: memoryview, start: int, end: int) -> list[tuple[int, int]]:
+    """Find the numbers in a run of digits and separators.
+
+    Args:
+        view: UTF-8 of the document.
+        start: First digit of the run.
+        end: End of the run.
+    """
+    sign = bytes(view[max(0, start - 2) : start])
+    if sign.endswith(b"+") and not sign[:-1].isalnum():
+        found = _international(view, start, end, start - 1)
+        return [found] if found else []
+    if bytes(view[start : start + 2]) == b"00" and bytes(view[start + 2 : start + 3]) != b"0":
+        found = _international(view, start + 2, end, start)
+        if found and _GROUP.fullmatch(view, start, found[1]) is None:
+            return [found]
+    low = start - 1 if sign.endswith(b"(") else start
+    found_spans = _strong(view, low, end)
+    if not found_spans and not _DATE.match(view, start):
+        match = _LOOSE.match(view, low, min(len(view), end + 4))
+        if match and not _FICTIONAL.fullmatch(match[0]) and _has_context(view, low):
+            found_spans.append(match.span())
+    return found_spans
+
+
+def _has_context(view: memoryview, start: int) -> bool:
+    """Tell whether a word for telephone stands shortly before, as it must for a weak shape."""
+    return _CONTEXT.search(before(view, start, _CONTEXT_BYTES)) is not None
+
+
+def _international(view: memoryview, start: int, end: int, first: int) -> tuple[int, int] | None:
+    """Take groups of digits after the country code as long as the number may be."""
+    head = bytes(view[start : start + 3])
+    code = next((head[:n].decode() for n in (1, 2, 3) if head[:n].decode() in CALLING_CODES), None)
+    if code is None:
+        return None
+    low, high = _LENGTHS.get(code, (6, 12))
+    n, stop = -len(code), start
+    for group in _GROUP.finditer(view, start, end):
+        size = group.end() - group.start()
+        if group.group() == b"0" and bytes(view[group.start() - 1 : group.start()]) == b"(":
+            continue  # +49 (0)30
+        apart = bytes(view[max(start, group.start() - 1) : group.start()])
+        if n + size > high or (apart == b"." and size == 1):  # a decimal number
+            break
+        n, stop = n + size, group.end()
+    if n < low or bytes(view[stop : stop + 1]).isalnum() or _DECIMALS.match(view, stop):
+        return None
+    return first, stop
+
+
+def _strong(view: memoryview, start: int, end: int) -> list[tuple[int, int]]:
+    """Find forms that hardly anything else has."""
+    stop = min(len(view), end + 2)
+    spans = []
+    for match in _NANP.finditer(view, start, stop):
+        area, exchange = match[1] or match[2], match[4]
+        fictional = exchange == b"555" and match[5][:2] == b"01"
+        if area[1:] == b"11" or exchange[1:] == b"11" or fictional:
+            continue
+        if match[3] != b"." or _is_prose(view, match.start(), match.end()):
+            spans.append(match.span())
+    spans += [
+        match.span()
+        for match in _FRENCH.finditer(view, start, stop)
+        if _is_prose(view, match.start(), match.end())
+    ]
+    return spans
+
+
+def _is_prose(view: memoryview, start: int, end: int) -> bool:
+    """Tell whether the number's line holds a letter: rows of tables of numbers do not."""
+    line = bytes(view[max(0, start - 80) : start]).rpartition(b"\n")[2]
+    after = bytes(view[end : end + 80]).partition(b"\n")[0]
+    return re.search(rb"[A-Za-z\x80-\xff]", line + after) is not None
