@@ -11,8 +11,8 @@ import numpy as np
 from puna.core.fsio import atomic_path
 from puna.data.engine import Engine
 from puna.data.engine.shards import list_shards, open_shard, read_batches
-from puna.data.kernels.buffers import power_of_two, texts_of
-from puna.data.lines.kernels import fill_table
+from puna.data.kernels.buffers import power_of_two, texts_from
+from puna.data.lines.kernels import LineTable, fill_table
 from puna.data.lines.passes import LineRule
 from puna.data.lines.tokens import N_BUCKETS, log_distribution
 
@@ -87,31 +87,41 @@ def top_lines(
 
     order = [ibis.desc("n"), ibis.asc("key")]
     table = engine.collect(frequent.order_by(order).limit(TOP_LINES), ["n", "key"])
-    shards = list_shards(documents)
+    rows = sorted(table.to_pylist(), key=lambda row: (-row["n"], row["key"]))
+    holders = _documents(documents, sorted({row["first"] for row in rows}))
     found = []
-    for row in sorted(table.to_pylist(), key=lambda row: (-row["n"], row["key"])):
-        shard = next(s for s in reversed(shards) if s.first_row <= row["first"] and s.n_rows)
-        document = _row(shard.path, row["first"] - shard.first_row)
-        texts = texts_of(document["text"])
+    for row in rows:
+        identifier, content = holders[row["first"]]
+        texts = texts_from([content])
         lines = rule.scan(texts, row["first"], np.ones(1, bool))
-        key = np.array([row["key"]], np.int64).view(np.uint64)[0]
-        place = np.flatnonzero(lines.keys == key)
-        unit = "line" if len(place) else "paragraph"
-        if not len(place):
-            place = np.flatnonzero(lines.paragraphs == np.flatnonzero(lines.paragraph_keys == key))
-        start, end = lines.starts[place[0]], lines.starts[place[-1 if unit != "line" else 0] + 1]
-        text = bytes(texts.data[start:end])[:_TOP_BYTES].decode("utf-8", "ignore").strip()
-        found.append({"text": text, "n": row["n"], "unit": unit,
-                      "first_id": document["id"][0].as_py()})  # fmt: skip
+        unit, span = _find(lines, np.array([row["key"]], np.int64).view(np.uint64)[0])
+        text = bytes(texts.data[slice(*span)])[:_TOP_BYTES].decode("utf-8", "ignore").strip()
+        found.append({"text": text, "n": row["n"], "unit": unit, "first_id": identifier})
     return found
 
 
-def _row(path: Path, row: int) -> Any:
-    """Read one row of a shard, and no row group but its own."""
-    with contextlib.closing(open_shard(path)) as file:
-        for group in range(file.num_row_groups):
-            n = file.metadata.row_group(group).num_rows
-            if row < n:
-                return file.read_row_group(group, columns=["id", "text"]).slice(row, 1)
-            row -= n
-    raise IndexError(f"{path} has no such row")
+def _find(lines: LineTable, key: np.uint64) -> tuple[str, tuple[int, int]]:
+    """Return what a key of a document is, and its bytes."""
+    unit, place = "line", np.flatnonzero(lines.keys == key)[:1]
+    if not len(place):
+        unit, paragraph = "paragraph", np.flatnonzero(lines.paragraph_keys == key)[0]
+        place = np.flatnonzero(lines.paragraphs == paragraph)
+    return unit, (int(lines.starts[place[0]]), int(lines.starts[place[-1] + 1]))
+
+
+def _documents(folder: Path, nodes: list[int]) -> dict[int, tuple[str, str]]:
+    """Read some documents by their number in the dataset: id and text. Row groups are read once."""
+    found: dict[int, tuple[str, str]] = {}
+    for shard in list_shards(folder):
+        with contextlib.closing(open_shard(shard.path)) as file:
+            first = shard.first_row
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                here = [node for node in nodes if first <= node < end]
+                if here:
+                    table = file.read_row_group(group, columns=["id", "text"])
+                    rows = table.take([node - first for node in here]).to_pylist()
+                    found |= {node: (row["id"], row["text"])
+                              for node, row in zip(here, rows, strict=True)}  # fmt: skip
+                first = end
+    return found
