@@ -7,8 +7,7 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
-from puna.data.dedup import DedupConfig, deduplicate
-from puna.data.dedup.stage import _groups
+from puna.data.dedup import DedupConfig, deduplicate, groups
 from puna.data.kernels.buffers import texts_from
 from puna.data.kernels.components import components, link_buckets
 from puna.data.kernels.minhash import band_keys, normalised, sign
@@ -89,7 +88,7 @@ def test_the_longest_stays_then_the_smallest_id(tmp_path):
     rows = [("s", "short", text), ("s", "long", f"{text}   "), ("s", "near", f"{text} and a tail"),
             ("s", "twin1", "twin text"), ("s", "twin2", "Twin  TEXT"[::1].replace("  ", " ")),
             ("t", "other", "something else entirely")]  # fmt: skip
-    out, metrics = run(tmp_path, rows)
+    out, metrics = run(tmp_path, rows, keep="longest")
     ids = {path: document_id(source, path) for source, path, _ in rows}
     twin = min(ids["twin1"], ids["twin2"])
     assert {row["id"] for row in kept_rows(out)} == {ids["near"], twin, ids["other"]}
@@ -103,24 +102,15 @@ def test_the_longest_stays_then_the_smallest_id(tmp_path):
         0.8,
         ids["near"],
     )
-    assert near["value"] == similarity(rows[0][2], rows[2][2])
+    assert near["value"] == 96 / 99  # 96 of its shingles are also in the other, which has 99
     assert near["cluster"] == exact["cluster"] == min(ids["short"], ids["long"], ids["near"])
     assert metrics["flow"]["s"]["rejected"]["duplicate.exact"]["docs"] == 2
-    out, _ = run(tmp_path, rows, "smallest", keep="smallest_id")
-    assert min(ids["short"], ids["long"], ids["near"]) in {row["id"] for row in kept_rows(out)}
-
-
-def test_same_bytes_for_any_number_of_workers(tmp_path, monkeypatch):
-    rows = [
-        ("s", f"{seed}/{i}", text)
-        for seed in range(6)
-        for i, text in enumerate(pair(0.9, seed, 50))
-    ]
-    rows += [(f"t{i}", "same", "the same text in every source of this corpus") for i in range(4)]
-    one, _ = run(tmp_path, rows, "one")
-    monkeypatch.setattr("puna.data.engine.local.SMALL_INPUT_BYTES", 0)
-    two, _ = run(tmp_path, rows, "two", workers=2)
-    assert folder_bytes(one) == folder_bytes(two)
+    out, _ = run(tmp_path, rows, "estimated", keep="longest", verify=False)
+    found = {row["id"]: row for row in rejected_rows(out)}
+    assert found[ids["long"]]["value"] == similarity(rows[0][2], rows[2][2])
+    for keep in ("smallest_id", "quality"):  # no document has a quality
+        out, _ = run(tmp_path, rows, keep, keep=keep)
+        assert min(ids["short"], ids["long"], ids["near"]) in {row["id"] for row in kept_rows(out)}
 
 
 def test_a_broken_attempt_is_continued(tmp_path, monkeypatch):
@@ -133,15 +123,15 @@ def test_a_broken_attempt_is_continued(tmp_path, monkeypatch):
     documents = make_documents(tmp_path / "in", rows, n_shards=2, stage="data.filter")
     out = tmp_path / "out"
     out.mkdir()
-    cfg, calls = DedupConfig(workers=1), []
+    cfg, calls, whole_function = DedupConfig(workers=1), [], groups.group_nodes
 
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("puna.data.dedup.stage._groups", stop)
+    monkeypatch.setattr("puna.data.dedup.groups.group_nodes", stop)
     with pytest.raises(KeyboardInterrupt):
         deduplicate(cfg, {"documents": documents}, out, Ledger(None))
-    monkeypatch.setattr("puna.data.dedup.stage._groups", _groups)
+    monkeypatch.setattr("puna.data.dedup.groups.group_nodes", whole_function)
     monkeypatch.setattr(
         "puna.data.dedup.kernels.sign", lambda texts: calls.append(len(texts)) or sign(texts)
     )

@@ -30,8 +30,11 @@ register_reasons(
         "empty": "the file or record holds no text",
         "duplicate.exact": "same text as another document, white space and case ignored; the "
         "detail is the document that was kept",
-        "duplicate.near": "MinHash similarity to a document of its group is at least `near`; the "
-        "detail is the document that was kept",
+        "duplicate.url": "its URL names the page of another document; the detail is the one that "
+        "was kept",
+        "duplicate.id": "an index of an earlier run has a document with this id, which stays",
+        "duplicate.near": "similarity (of word 5-grams) to a document of its group is at least "
+        "`near`; the detail is the document that was kept",
         "budget": "the source's token budget was used up by documents that come before it",
     }
 )

@@ -1,10 +1,13 @@
 """The steps of deduplication, from signatures to verdicts.
 
-1. One pass over the text: hash of the normalised text, MinHash signature, LSH buckets.
-2. Documents with equal text hashes form an exact group; its keeper stands for all. Keepers with
-   equal signatures are linked at once; one of them stands for all in the buckets.
+1. One pass over the text: hash of the normalised text and of the normalised URL, MinHash signature,
+   LSH buckets. The documents of indexes bring theirs with them.
+2. Of documents with one URL (or an id that an index has) one stays; the others play no further
+   part. Documents with equal text hashes form an exact group; its keeper stands for all. Keepers
+   with equal signatures are linked at once; one of them stands for all in the buckets.
 3. Buckets that several documents share are searched for pairs of signatures with a similarity of at
-   least ``near`` or at least ``cluster``. No pair of a bucket is skipped, whatever its size.
+   least ``near`` or at least ``cluster``. No pair of a bucket is skipped, whatever its size. What
+   may be near is verified: the exact Jaccard similarity of the two sets of word 5-grams decides.
 4. Connected components of near links are groups: one document of each is kept. Connected components
    of all links are clusters: they go to one side of the train/held-out split.
 
@@ -28,28 +31,48 @@ from puna.core.stage import Artifacts, Metrics, stage
 from puna.data.chain import before
 from puna.data.engine import Engine, EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
+from puna.data.schema import DOCUMENTS_DIR, shard_name
 from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-    import pyarrow as pa
+
+    from puna.data.dedup.index import Index
 
 _N_PERMUTATIONS = 128
+PAIRS_FILE = "pairs.parquet"
 
 
 class DedupConfig(EngineConfig):
     """When two documents are the same, and which of them stays."""
 
     near: float = Field(default=0.8, gt=0, le=1)
-    """Similarity of MinHash signatures from which documents are near-duplicates and one is kept."""
+    """Jaccard similarity of the word 5-grams from which documents are near-duplicates and one is
+    kept."""
     cluster: float = Field(default=0.5, gt=0, le=1)
-    """Similarity from which documents belong to one cluster (one side of the split)."""
+    """Similarity of signatures from which documents belong to one cluster (one side of the
+    split)."""
     bands: int = Field(default=32, ge=1, le=128)
     """Bands of the 128 hash values; 32 bands of 4 find a pair of similarity 0.8 with probability
     1 - 5e-8, one of 0.5 with probability 0.87."""
-    keep: Literal["longest", "smallest_id"] = "longest"
-    """The document of a group that stays: the one with most bytes, then the smallest id; or the
+    verify: bool = True
+    """Compute the exact similarity of pairs whose signatures say that they may be near; without it,
+    the estimate decides (standard error 0.035 at 0.8) and a pass over the texts is saved."""
+    urls: bool = True
+    """Keep one of the documents whose URLs are two spellings of one address, whatever their
+    texts."""
+    url_field: str = Field(default="url", min_length=1)
+    """Metadata that holds the URL; without it, the path counts if it is one."""
+    keep: Literal["quality", "longest", "smallest_id"] = "quality"
+    """The document of a group that stays: the one with the best `quality` (a column, when the
+    documents have it), then the smallest id; the one with most bytes, then the smallest id; or the
     smallest id."""
+    index: tuple[str, ...] = ()
+    """Indexes of earlier runs (their data.dedup folders): documents that these have kept stay, and
+    what duplicates them is dropped here."""
+    write_index: bool = False
+    """Write an index of what is kept, for later runs; about 600 bytes per document and half of the
+    size of the text."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DedupConfig:
@@ -60,38 +83,125 @@ class DedupConfig(EngineConfig):
         return self
 
 
-@stage("data.dedup", needs={"documents": before("data.dedup")}, resumable=True)
+def external_state(cfg: DedupConfig) -> dict[str, Any]:
+    """Tell what the indexes hold now, so that a rerun can say that they have changed."""
+    from puna.data.dedup.index import read_record
+
+    try:
+        return {"index": [read_record(path)[1]["content"] for path in cfg.index]}
+    except PunaError as error:
+        return {"unavailable": error.message}
+
+
+@stage(
+    "data.dedup", needs={"documents": before("data.dedup")}, resumable=True, schema_version=2,
+    external_state=external_state,
+)  # fmt: skip
 def deduplicate(cfg: DedupConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Keep one of each group of exact and near-duplicates; name the cluster of every document.
 
-    Writes ``documents/`` (with a column ``cluster``) and ``rejected/``, where ``detail`` is the id
-    of the document that was kept. Memory beside the engine's: 64 bytes per document and link.
+    Writes ``documents/`` (with a column ``cluster``), ``rejected/``, where ``detail`` is the id of
+    the document that was kept, and ``pairs.parquet``: kept_id, kept_source, dropped_id,
+    dropped_source, reason, similarity (of just these two; null for one URL or id) and cluster.
+    Memory beside the engine's: 100 bytes per document and link.
     """
-    from puna.data.dedup.kernels import SignatureKernel, VerdictKernel
+    from puna.data.dedup.index import INDEX_DIR, write_index
+    from puna.data.dedup.kernels import VerdictKernel
 
     started_s = time.monotonic()
     documents, work = documents_of(inputs["documents"]), out / WORK_DIR
     with open_engine(cfg, out / SCRATCH_DIR) as engine:
-        signed = engine.annotate(
-            "data.dedup: signatures", documents, work / "signatures", SignatureKernel(cfg.bands),
-            carry=("n_bytes",),
-        )  # fmt: skip
-        require_documents(signed.rows_in, "data.dedup", "data.filter")
-        signatures = engine.read(work / "signatures" / ROWS_DIR)
-        _require_unique_ids(engine, signatures, signed.rows_in)
-        nodes = _nodes(cfg, engine, signatures, work / "nodes")
-        links = _links(cfg, engine, signatures, nodes, work / "links")
-        groups, counts = _groups(cfg, engine, nodes, links, signed.rows_in)
-        relation = engine.put(groups, work / "groups")
-        engine.write(
-            _verdicts(cfg, nodes, relation), work / "verdicts", order_by=["shard", "id"],
-            n_shards=len(signed.shards),
-        )  # fmt: skip
+        carry = _carried(documents)
+        counts = _decide(cfg, engine, documents, carry, out)
         manifest = engine.judge(
             "data.dedup", documents, out, VerdictKernel(extra=("cluster",)), side=work / "verdicts"
         )
+        if cfg.write_index:
+            url_field = cfg.url_field if cfg.urls else None
+            write_index(engine, out / DOCUMENTS_DIR, out / INDEX_DIR, url_field, carry)
     remove_tree(work)
     return {**step_metrics(manifest, started_s, events), **counts}
+
+
+def _carried(documents: Path) -> list[str]:
+    """Return the columns that the choice of a keeper depends on.
+
+    Raises:
+        PunaError: The quality is no number.
+    """
+    import pyarrow as pa
+
+    from puna.data.engine.shards import list_shards
+    from puna.data.engine.shardwork import open_schema
+
+    schema = open_schema(list_shards(documents)[0].path)
+    if "quality" not in schema.names:
+        return ["source", "n_bytes"]
+    kind = schema.field("quality").type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise PunaError(
+            f"data.dedup: the column 'quality' of {documents} holds {kind}, not numbers",
+            "rename the column, or let it hold numbers",
+        )
+    return ["source", "n_bytes", "quality"]
+
+
+def _decide(
+    cfg: DedupConfig, engine: Engine, documents: Path, carry: list[str], out: Path
+) -> dict[str, Any]:
+    """Compare all documents; write the verdicts and ``pairs.parquet``; return counts."""
+    from puna.data.dedup import relations
+    from puna.data.dedup.groups import group_nodes
+    from puna.data.dedup.index import open_indexes
+    from puna.data.dedup.kernels import LinkKernel, SignatureKernel
+    from puna.data.dedup.sets import open_store
+
+    work = out / WORK_DIR
+    url_field = cfg.url_field if cfg.urls else None
+    signed = engine.annotate(
+        "data.dedup: signatures", documents, work / "signatures",
+        SignatureKernel(cfg.bands, url_field), carry=carry,
+    )  # fmt: skip
+    n_new = signed.rows_in
+    require_documents(n_new, "data.dedup", "data.filter")
+    _require_unique_ids(engine, engine.read(work / "signatures" / ROWS_DIR), n_new)
+    indexes = open_indexes(engine, cfg.index, n_new, cfg.bands, work)
+    rows = relations.read_nodes(
+        engine, work / "signatures" / ROWS_DIR, is_known=False, has_quality="quality" in carry
+    )
+    for number, index in enumerate(indexes):
+        folder = work / f"known-{number}" / ROWS_DIR
+        rows = rows.union(
+            relations.read_nodes(engine, folder, is_known=True, has_quality=index.has_quality)
+        )
+    nodes = relations.nodes_of(rows, cfg.keep, by_url=cfg.urls)
+    nodes = _written(engine, nodes, work / "nodes", ["node"])
+    members = _written(
+        engine, relations.members_of(rows, nodes), work / "members", ["bucket", "node"]
+    )
+    sets = _write_sets(engine, documents, indexes, nodes, members, work) if cfg.verify else None
+    kernel = LinkKernel(cfg.bands, cfg.near, cfg.cluster, n_new, sets)
+    signatures = rows.select("node", "signature")
+    links = engine.groups(
+        members.inner_join(signatures, "node").select("bucket", "node", "signature"),
+        work / "links", kernel, by="bucket", order_by=["node"],
+    )  # fmt: skip
+    n_nodes = n_new + sum(index.n_docs for index in indexes)
+    groups, counts = group_nodes(engine, nodes, links, n_nodes, cfg.near, open_store(sets))
+    relation = engine.put(groups, work / "groups")
+    decided = relations.decide(nodes, relation, cfg.keep)
+    decided = _written(engine, decided, work / "decided", ["node"])
+    engine.write(
+        relations.verdicts(decided, cfg.near), work / "verdicts", order_by=["shard", "id"],
+        n_shards=len(signed.shards),
+    )  # fmt: skip
+    return {**counts, **_report(engine, decided, sets, n_new, out)}
+
+
+def _written(engine: Engine, relation: ir.Table, folder: Path, order_by: list[str]) -> ir.Table:
+    """Compute a relation once, for several uses."""
+    engine.write(relation, folder, order_by=order_by)
+    return engine.read(folder)
 
 
 def _require_unique_ids(engine: Engine, signatures: ir.Table, n_rows: int) -> None:
@@ -103,117 +213,65 @@ def _require_unique_ids(engine: Engine, signatures: ir.Table, n_rows: int) -> No
         )
 
 
-def _rule(cfg: DedupConfig) -> list[Any]:
-    """Return the order in which the members of a group come; the first one stays."""
-    import ibis
+def _write_sets(
+    engine: Engine,
+    documents: Path,
+    indexes: list[Index],
+    nodes: ir.Table,
+    members: ir.Table,
+    work: Path,
+) -> Path:
+    """Write the shingles of the nodes that share a bucket or a signature; return their folder."""
+    import xxhash
 
-    return [ibis.desc("n_bytes"), ibis.asc("id")] if cfg.keep == "longest" else [ibis.asc("id")]
+    from puna.data.dedup.sets import ShingleKernel, write_store
 
-
-def _nodes(cfg: DedupConfig, engine: Engine, signatures: ir.Table, folder: Path) -> ir.Table:
-    """Find what stands for each document: its exact keeper, and the first with its signature."""
-    import ibis
-
-    narrow = signatures.select("node", "shard", "id", "n_bytes", "text_hash", "signature_hash")
-    same_text = ibis.window(group_by="text_hash", order_by=_rule(cfg))
-    exact = narrow.mutate(exact_node=narrow.node.first().over(same_text))
-    keepers = exact.filter(exact.node == exact.exact_node)
-    same_signature = ibis.window(group_by="signature_hash")
-    first = keepers.mutate(first_node=keepers.node.min().over(same_signature))
-    nodes = exact.left_join(first.select("node", "first_node"), "node").select(
-        "node", "shard", "id", "n_bytes", "exact_node", "first_node"
-    )
-    engine.write(nodes, folder, order_by=["node"])
-    return engine.read(folder)
-
-
-def _links(
-    cfg: DedupConfig, engine: Engine, signatures: ir.Table, nodes: ir.Table, folder: Path
-) -> ir.Table:
-    """Find the similar pairs among the documents that stand for others."""
-    from puna.data.dedup.kernels import LinkKernel
-
-    first = nodes.filter(nodes.first_node == nodes.node).select("node")
-    buckets = signatures.select("node", bucket=signatures.buckets.unnest())
-    buckets = buckets.semi_join(first, "node")
-    shared = buckets.group_by("bucket").agg(n_members=buckets.count())
-    shared = shared.filter(shared.n_members > 1)
-    members = buckets.semi_join(shared, "bucket").inner_join(
-        signatures.select("node", "signature"), "node"
-    )
-    return engine.groups(
-        members.select("bucket", "node", "signature"), folder,
-        LinkKernel(cfg.bands, cfg.near, cfg.cluster), by="bucket", order_by=["node"],
-    )  # fmt: skip
+    alike = nodes.filter(nodes.first_node != nodes.node).select("node", "first_node")
+    found = engine.collect(alike, ["node"])
+    shared = engine.collect(members.select("node").distinct(), ["node"])["node"].to_numpy()
+    parts = [shared, found["node"].to_numpy(), found["first_node"].to_numpy()]
+    wanted = np.unique(np.concatenate(parts))
+    path = work / "wanted.npy"
+    np.save(path, wanted)
+    kernel = ShingleKernel(path, xxhash.xxh3_128_hexdigest(wanted.data))
+    engine.annotate("data.dedup: shingles", documents, work / "shingles", kernel)
+    datasets: list[tuple[Path, np.ndarray | None]] = [(work / "shingles" / ROWS_DIR, None)]
+    for index in indexes:
+        start, stop = np.searchsorted(wanted, [index.first_node, index.first_node + index.n_docs])
+        datasets.append((index.rows, wanted[start:stop] - index.first_node))
+    write_store(work / "sets", datasets)
+    return work / "sets"
 
 
-def _groups(
-    cfg: DedupConfig, engine: Engine, nodes: ir.Table, links: ir.Table, n_nodes: int
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Join linked documents to groups and clusters (union-find).
-
-    Returns:
-        A table of node, group, cluster (both named by their smallest node) and similarity (of the
-        node's strongest link), and counts for the metrics.
-    """
+def _report(
+    engine: Engine, decided: ir.Table, sets: Path | None, n_new: int, out: Path
+) -> dict[str, Any]:
+    """Write ``pairs.parquet``; return which sources lost how many documents to which."""
     import pyarrow as pa
 
-    from puna.data.kernels.components import components, strongest_links
+    from puna.data.dedup.relations import matches
+    from puna.data.dedup.sets import open_store
+    from puna.data.kernels.jaccard import similarities
 
-    table = engine.collect(nodes.select("node", "exact_node", "first_node"), ["node"])
-    node = table["node"].to_numpy()
-    exact = np.stack([table["exact_node"].to_numpy(), node], 1)
-    first = np.stack([table["first_node"].fill_null(-1).to_numpy(), node], 1)
-    exact, first = exact[exact[:, 0] != node], first[(first[:, 0] != node) & (first[:, 0] >= 0)]
-    found = engine.collect(links, ["a", "b"])
-    pairs = np.stack([found["a"].to_numpy(), found["b"].to_numpy()], 1)
-    similarities = np.concatenate([found["similarity"].to_numpy(), np.ones(len(first))])
-    pairs = np.concatenate([pairs, first])
-    is_near = similarities >= cfg.near
-    groups = components(n_nodes, np.concatenate([pairs[is_near], exact]))
-    clusters = components(n_nodes, np.concatenate([pairs, exact]))
-    strongest = strongest_links(n_nodes, pairs[is_near], similarities[is_near])
-    columns = {"node": node, "group": groups, "cluster": clusters, "similarity": strongest}
-    counts = {"n_links": len(pairs), "n_near_links": int(is_near.sum()),
-              "groups": _sizes(groups), "clusters": _sizes(clusters)}  # fmt: skip
-    return pa.table(columns), counts
-
-
-def _sizes(roots: np.ndarray) -> dict[str, Any]:
-    """Count components: all, those with several members, the largest, and a histogram of sizes."""
-    sizes = np.unique(roots, return_counts=True)[1]
-    histogram: dict[str, int] = {}
-    low = 2
-    while low <= sizes.max(initial=0):
-        n = int(((sizes >= low) & (sizes < 2 * low)).sum())
-        histogram[f"{low}-{2 * low - 1}"] = n
-        low *= 2
-    several = sizes[sizes > 1]
-    return {"n": len(sizes), "n_with_several": len(several), "largest": int(sizes.max(initial=0)),
-            "docs_in_several": int(several.sum()), "sizes": histogram}  # fmt: skip
-
-
-def _verdicts(cfg: DedupConfig, nodes: ir.Table, groups: ir.Table) -> ir.Table:
-    """Choose the keeper of each group and give every other document its reason."""
-    import ibis
-
-    table = nodes.inner_join(groups, "node").select(
-        "node", "shard", "id", "n_bytes", "exact_node", "group", "cluster", "similarity"
-    )
-    table = table.mutate(
-        keeper=table.id.first().over(ibis.window(group_by="group", order_by=_rule(cfg))),
-        cluster_id=table.id.min().over(ibis.window(group_by="cluster")),
-    )
-    kept, exact = table.id == table.keeper, table.node != table.exact_node
-    nothing = ibis.null("float64")
-    return table.select(
-        "shard",
-        "id",
-        reason=ibis.cases(
-            (kept, ibis.null("string")), (exact, "duplicate.exact"), else_="duplicate.near"
-        ),
-        value=ibis.cases((kept, nothing), (exact, 1.0), else_=table.similarity),
-        threshold=ibis.cases((kept, nothing), (exact, 1.0), else_=cfg.near),
-        detail=ibis.cases((kept, ibis.null("string")), else_=table.keeper),
-        cluster=table.cluster_id,
-    )
+    near = decided.filter(decided.reason == "duplicate.near").select("node", "keeper")
+    found = engine.collect(near, ["node"])
+    pairs = np.stack([found["node"].to_numpy(), found["keeper"].to_numpy()], 1)
+    exact = pa.nulls(len(pairs), pa.float64())
+    if sets is not None:
+        exact = pa.array(similarities(pairs, open_store(sets)))
+    work = out / WORK_DIR
+    measured = engine.put(pa.table({"node": found["node"], "exact": exact}), work / "measured")
+    report = matches(decided, measured)
+    engine.write(report, work / "pairs", order_by=["kept_id", "dropped_id"])
+    (work / "pairs" / shard_name(0)).replace(out / PAIRS_FILE)
+    dropped = decided.filter(decided.reason.notnull())
+    by_sources = dropped.group_by("keeper_source", "source").agg(docs=dropped.count())
+    counted = engine.collect(by_sources, ["keeper_source", "source"]).to_pylist()
+    n_known = engine.count(dropped.filter(dropped.keeper >= n_new))
+    return {
+        "dropped_for_index": n_known,
+        "dropped_between": [
+            {"kept": row["keeper_source"], "dropped": row["source"], "docs": row["docs"]}
+            for row in counted
+        ],
+    }

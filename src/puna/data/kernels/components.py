@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, Int, fixed, kernel
+from puna.data.kernels.buffers import Array, Float, Int, fixed, kernel
+from puna.data.kernels.jaccard import NO_SETS, Sets, similarity
 
 
 @kernel
@@ -48,22 +49,58 @@ def _first_common_band(a: Array, b: Array, n_rows: Int) -> Int:
 
 
 @kernel
+def _compare(
+    signatures: Array,
+    values: Array,
+    starts: Array,
+    nodes: Array,
+    i: Int,
+    j: Int,
+    limits: Array,
+    band: Int,
+    is_loose: bool,
+) -> Array:
+    """Return the similarity of two members and their first common band; -1 for "not here"."""
+    n_rows, least, screen, n_near, _ = limits
+    a, b = signatures[i], signatures[j]
+    n_equal = _equal_values(a, b)
+    if n_equal < least or (n_equal < screen and is_loose):
+        return -1.0, -1
+    first = _first_common_band(a, b, n_rows)
+    if first < 0 or first > band:
+        return -1.0, -1  # two bands fell into one bucket by a collision of their hashes
+    if n_equal < screen or len(starts) < 2:
+        return n_equal / len(a), first
+    if first < band and n_equal < n_near:
+        return -1.0, -1  # verified in that band's bucket; here it would hardly connect
+    x, y = nodes[i], nodes[j]
+    left, right = values[starts[x] : starts[x + 1]], values[starts[y] : starts[y + 1]]
+    return similarity(left, right), first
+
+
+@kernel
 def _link(
     buckets: Array,
     nodes: Array,
     signatures: Array,
-    n_rows: Int,
-    near: Int,
-    loose: Int,
+    values: Array,
+    starts: Array,
+    limits: Array,
+    near: Float,
+    loose: Float,
     edges: Array,
-    equal: Array,
+    found: Array,
 ) -> Int:
     """Find the links of whole buckets; return their number.
 
     A pair is written once, in the bucket of its first common band. A pair that earlier pairs of the
     bucket connect already is not looked at (near) or not written (loose), so a bucket of m members
     gives at most 2 (m - 1) links and the components are those of all pairs.
+
+    ``limits``: rows per band; equal values from which a pair is looked at, and from which it is
+    verified; those that reach ``near``; first node of an index.
     """
+    n_new = limits[4]
     n, n_edges, start = len(buckets), 0, 0
     while start < n:
         end = start + 1
@@ -73,21 +110,24 @@ def _link(
         by_near, by_loose = np.arange(end - start), np.arange(end - start)
         for i in range(1, end - start):
             for j in range(i):
+                if nodes[start + j] >= n_new:
+                    break  # both are of the index, and were compared when it was made
                 if find(by_near, i) == find(by_near, j):
                     continue
-                a, b = signatures[start + i], signatures[start + j]
-                n_equal = _equal_values(a, b)
-                if n_equal < loose or (n_equal < near and find(by_loose, i) == find(by_loose, j)):
+                likeness, first = _compare(
+                    signatures, values, starts, nodes, start + i, start + j, limits, band,
+                    find(by_loose, i) == find(by_loose, j),
+                )  # fmt: skip
+                if likeness < loose:
                     continue
-                first = _first_common_band(a, b, n_rows)
-                if first < 0 or first > band:
-                    continue  # two bands fell into one bucket by a collision of their hashes
-                unite(by_loose, i, j)
-                if n_equal >= near:
+                if likeness >= near:
                     unite(by_near, i, j)
+                elif find(by_loose, i) == find(by_loose, j):
+                    continue
+                unite(by_loose, i, j)
                 if first == band:
                     edges[n_edges, 0], edges[n_edges, 1] = nodes[start + j], nodes[start + i]
-                    equal[n_edges] = n_equal
+                    found[n_edges] = likeness
                     n_edges += 1
         start = end
     return n_edges
@@ -101,11 +141,17 @@ def link_buckets(
     n_bands: int,
     near: float,
     loose: float,
+    sets: Sets = NO_SETS,
+    n_new: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find similar pairs among the members of complete buckets.
 
     Every pair of a bucket is either compared or already connected, whatever the size of the bucket:
     none is lost to a cap. Time grows with the square of the number of dissimilar members.
+
+    With ``sets``, the estimate by signatures only chooses what is verified: a pair whose estimate
+    is above ``near`` less :data:`SCREEN_SIGMAS` standard errors gets its exact Jaccard similarity;
+    one below keeps the estimate and is loose at most.
 
     Args:
         buckets: int64 [n], the bucket of each member as :func:`band_keys` names it, equal ones
@@ -115,23 +161,36 @@ def link_buckets(
         n_bands: Bands of the signatures.
         near: Similarity from which a pair is a near-duplicate.
         loose: Similarity from which a pair belongs to the same cluster; at most ``near``.
+        sets: The shingles of each node.
+        n_new: Nodes from this one on are of an index; pairs of two of them are left out.
 
     Returns:
         Pairs of nodes int64 [n_links, 2] (smaller first) and their similarities float64 [n_links].
     """
     n_permutations = signatures.shape[1]
+    n_near, n_loose = _at_least(near, n_permutations), _at_least(loose, n_permutations)
+    error = np.sqrt(near * (1 - near) / n_permutations) if len(sets.starts) > 1 else 0.0
+    screen = _at_least(near - SCREEN_SIGMAS * error, n_permutations)
+    last = np.iinfo(np.int64).max if n_new is None else n_new
+    limits = (n_permutations // n_bands, min(n_loose, screen), screen, n_near, last)
     edges = np.empty((2 * len(buckets), 2), np.int64)
-    equal = np.empty(2 * len(buckets), np.int64)
+    found = np.empty(2 * len(buckets), np.float64)
     n_edges = _link(
-        fixed(buckets), fixed(nodes), fixed(signatures), n_permutations // n_bands,
-        _at_least(near, n_permutations), _at_least(loose, n_permutations), edges, equal,
+        fixed(buckets), fixed(nodes), fixed(signatures), fixed(sets.values), fixed(sets.starts),
+        limits, near - _ROUNDING, loose - _ROUNDING, edges, found,
     )  # fmt: skip
-    return edges[:n_edges], equal[:n_edges] / n_permutations
+    return edges[:n_edges], found[:n_edges]
+
+
+SCREEN_SIGMAS = 4.5
+"""A pair at ``near`` itself misses the verification with a probability of 3e-6 (ours)."""
+
+_ROUNDING = 1e-9
 
 
 def _at_least(similarity: float, n_permutations: int) -> int:
     """Return the smallest number of equal values that reaches a similarity."""
-    return int(np.ceil(similarity * n_permutations - 1e-9))
+    return int(np.ceil(similarity * n_permutations - _ROUNDING))
 
 
 @kernel

@@ -47,7 +47,8 @@ def _word_table() -> np.ndarray:
     return table
 
 
-_WORD_BYTE = _word_table()
+WORD_BYTE = _word_table()
+"""Byte -> itself in lower case inside words, 0 between words."""
 
 
 @kernel
@@ -99,26 +100,46 @@ def _lower(signature: Array, a: Array, b: Array, h: Int) -> None:
 
 
 @kernel
+def shingle_hashes(
+    data: Array, start: Int, end: Int, table: Array, words: Array, out: Array
+) -> Int:
+    """Write the hashes of a text's shingles, in order and with repetition; return their number.
+
+    Args:
+        data: Bytes of all texts.
+        start: First byte of the text.
+        end: Byte after the last one.
+        table: :data:`WORD_BYTE`.
+        words: Working space, uint64, one more than the text's bytes.
+        out: uint32, one more than the text's bytes.
+    """
+    n_words = _split(data, start, end, table, words)
+    if n_words == 0:  # symbols only: all of them are the one shingle
+        for i in range(start, end):
+            words[i - start] = np.uint64(data[i])
+        out[0] = _shingle(words, 0, end - start)
+        return 1
+    size = min(SHINGLE_WORDS, n_words)
+    for k in range(n_words - size + 1):
+        out[k] = _shingle(words, k, k + size)
+    return n_words - size + 1
+
+
+@kernel
 def _sign(data: Array, offsets: Array, table: Array, a: Array, b: Array) -> Array:
     n = len(offsets) - 1
     longest = 0
     for d in range(n):
         longest = max(longest, offsets[d + 1] - offsets[d])
-    hashes = np.empty(longest + 1, np.uint64)
+    words = np.empty(longest + 1, np.uint64)
+    shingles = np.empty(longest + 1, np.uint32)
     signatures = np.empty((n, N_PERMUTATIONS), np.uint32)
     for d in range(n):
         signature = signatures[d]
         signature[:] = np.uint32(0xFFFFFFFF)
-        n_words = _split(data, offsets[d], offsets[d + 1], table, hashes)
-        if n_words == 0:  # symbols only: all of them are the one shingle
-            for i in range(offsets[d], offsets[d + 1]):
-                hashes[i - offsets[d]] = np.uint64(data[i])
-            n_bytes = offsets[d + 1] - offsets[d]
-            _lower(signature, a, b, _shingle(hashes, 0, n_bytes))
-            continue
-        size = min(SHINGLE_WORDS, n_words)
-        for k in range(n_words - size + 1):
-            _lower(signature, a, b, _shingle(hashes, k, k + size))
+        n_found = shingle_hashes(data, offsets[d], offsets[d + 1], table, words, shingles)
+        for k in range(n_found):
+            _lower(signature, a, b, shingles[k])
     return signatures
 
 
@@ -143,7 +164,7 @@ def sign(texts: Texts) -> np.ndarray:
     The share of equal values of two signatures estimates the Jaccard similarity of the two sets of
     shingles with a standard error of at most 0.044.
     """
-    return _sign(texts.data, texts.offsets, _WORD_BYTE, *permutations())
+    return _sign(texts.data, texts.offsets, WORD_BYTE, *permutations())
 
 
 def band_keys(signatures: np.ndarray, n_bands: int) -> np.ndarray:
