@@ -70,6 +70,8 @@ class FilterConfig(Config):
 
     reasons: ClassVar[dict[str, str]] = {}
     """See :attr:`Filter.reasons`."""
+    rewrites: ClassVar[bool] = False
+    """Whether :meth:`judge` replaces texts (:meth:`TextBatch.replace`) once it has judged them."""
 
     def judge(self, docs: TextBatch) -> Iterable[Finding]:
         """See :meth:`Filter.judge`."""

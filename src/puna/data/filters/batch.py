@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from puna.data.words.columns import COLUMNS, COLUMNS_OF
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
+DATATROVE = "dt_{}"
+"""Names of the signals that are measured as datatrove does."""
 UNSPACED_SHARE = 0.3
 """From this share of letters in scripts without spaces, measures that count words mean nothing."""
 
@@ -68,6 +72,24 @@ class TextBatch:
             self._memo["strings"] = self._array.to_pylist()
         return self._memo["strings"]
 
+    @property
+    def array(self) -> pa.Array:
+        """The texts as Arrow strings."""
+        return self._array
+
+    def replace(self, texts: list[str]) -> None:
+        """Put other texts in the place of those of documents that are alive.
+
+        What was measured is forgotten; filters that come later see the new texts.
+        """
+        import pyarrow as pa
+
+        pairs = zip(self.alive.tolist(), texts, self.strings(), strict=True)
+        new = [text if is_alive else old for is_alive, text, old in pairs]
+        self._array = pa.array(new, pa.large_string())
+        self._columns.clear()
+        self._memo.clear()
+
     def phrases(self, phrases: tuple[str, ...], head_bytes: int = 0) -> np.ndarray:
         """Look for phrases; see :func:`puna.data.kernels.phrases.scan_phrases`."""
         from puna.data.kernels.phrases import scan_phrases
@@ -119,11 +141,24 @@ def _repetition(texts: Any, alive: np.ndarray) -> Measured:
     return repetition.COLUMNS, repetition.measure_repetition(texts, alive)
 
 
+def _as_datatrove(what: int) -> Callable[[Any, np.ndarray], Measured]:
+    def measured(texts: Any, alive: np.ndarray) -> Measured:
+        from puna.data.words import measure
+
+        names = COLUMNS_OF[what]
+        columns = [COLUMNS.index(name) for name in names]
+        rows = measure.measure(texts, alive, what)[:, columns]
+        return tuple(map(DATATROVE.format, names)), rows
+
+    return measured
+
+
 _GROUPS: dict[str, Callable[[Any, np.ndarray], Measured]] = {
     "chars": _chars,
     "words": _words,
     "lines": _lines,
     "repetition": _repetition,
+    **{f"datatrove.{what}": _as_datatrove(what) for what in COLUMNS_OF},
 }
 
 _GROUP_OF = {
@@ -141,6 +176,8 @@ _GROUP_OF = {
          "dup_paragraph_char_share", "top_2gram_share", "top_3gram_share", "top_4gram_share",
          "dup_5gram_share", "dup_6gram_share", "dup_7gram_share", "dup_8gram_share",
          "dup_9gram_share", "dup_10gram_share"), "repetition"),
+    **{DATATROVE.format(name): f"datatrove.{what}"
+       for what, names in COLUMNS_OF.items() for name in names},
 }  # fmt: skip
 
 

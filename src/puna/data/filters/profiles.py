@@ -4,6 +4,9 @@
 with checks of ours for broken encodings, data and licence texts.
 ``code``: the line-length and alphanumeric rules of Codex (Chen et al. 2021) and The Stack
 (Kocetkov et al. 2022), encoded data after StarCoder2 (Lozhkov et al. 2024), generated files.
+``gopher``, ``c4``, ``fineweb``: the filters of datatrove, decision for decision, on the words of
+spaCy's English tokenizer; ``fineweb-pipeline``: all of them in FineWeb's order, in which lines need
+no full stop (Penedo et al. 2024).
 Cheap checks come first; the order decides which reason a document with several faults gets.
 """
 
@@ -14,6 +17,8 @@ from dataclasses import dataclass
 from puna.core.registry import Registry
 from puna.data.filters import heuristics as h
 from puna.data.filters.base import FILTERS, FilterConfig
+from puna.data.filters.c4 import C4Quality
+from puna.data.filters.datatrove import FineWebQuality, GopherQuality, GopherRepetition
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,18 @@ PROFILES.register(
         detect_language=False,
     ),
 )  # fmt: skip
+
+for _name, _filters in (
+    ("gopher", (GopherRepetition(), GopherQuality())),
+    ("c4", (C4Quality(),)),
+    ("fineweb", (FineWebQuality(),)),
+    (
+        "fineweb-pipeline",
+        (GopherRepetition(), GopherQuality(), C4Quality(terminal_punctuation=False),
+         FineWebQuality()),
+    ),
+):  # fmt: skip
+    PROFILES.register(_name, Profile(_filters, detect_language=False))
 
 PROFILES.register("none", Profile((), detect_language=False))
 

@@ -122,6 +122,11 @@ class Rules:
     filters: tuple[FilterConfig, ...]
     detect_language: bool
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether a filter replaces texts."""
+        return any(document_filter.rewrites for document_filter in self.filters)
+
     def judge(self, texts: pa.Array) -> Verdicts:
         """Apply the filters in their order to the texts of one source."""
         docs = TextBatch(texts)
@@ -138,6 +143,8 @@ class Rules:
             codes, _ = docs.languages()
             for index in np.flatnonzero(docs.alive):
                 verdicts.language[index] = codes[index]
+        if self.rewrites:
+            verdicts.text = list(docs.strings())
         return verdicts
 
 
@@ -150,11 +157,13 @@ class Verdicts:
     threshold: list[float | None]
     detail: list[str | None]
     language: list[str | None]
+    text: list[str | None]
+    """Of documents of rules that rewrite; else the text stays."""
 
     @classmethod
     def keep_all(cls, n: int) -> Verdicts:
         """Return verdicts that keep everything."""
-        return cls([None] * n, [None] * n, [None] * n, [None] * n, [None] * n)
+        return cls([None] * n, [None] * n, [None] * n, [None] * n, [None] * n, [None] * n)
 
     def drop(self, docs: TextBatch, finding: Any) -> None:
         """Write a finding into the documents that it is the first to fail."""
@@ -169,7 +178,7 @@ class Verdicts:
 
     def scatter(self, part: Verdicts, where: Sequence[int] | np.ndarray) -> None:
         """Copy the verdicts of some documents to their places."""
-        for name in ("reason", "value", "threshold", "detail", "language"):
+        for name in ("reason", "value", "threshold", "detail", "language", "text"):
             mine, theirs = getattr(self, name), getattr(part, name)
             for position, index in enumerate(where):
                 mine[index] = theirs[position]
@@ -188,13 +197,21 @@ class FilterKernel:
     by_source: Mapping[str, Rules]
     columns: tuple[str, ...] = field(default=("source", "text"), repr=False)
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether rules of any source replace texts."""
+        return any(rules.rewrites for rules in (self.default, *self.by_source.values()))
+
     def adds(self) -> pa.Schema:
-        """Return the verdict columns and ``language`` (null where it was not asked for)."""
+        """Return the verdict columns, ``language`` (null where it was not asked for), new texts."""
         import pyarrow as pa
 
         from puna.data.engine.shards import VERDICT_FIELDS
 
-        return pa.schema([*VERDICT_FIELDS, pa.field("language", pa.string())])
+        fields = [*VERDICT_FIELDS, pa.field("language", pa.string())]
+        if self.rewrites:
+            fields.append(pa.field("text", pa.large_string()))
+        return pa.schema(fields)
 
     def prepare(self) -> None:
         """Compile the kernels of every filter, on one short document per set of rules."""
@@ -212,6 +229,7 @@ class FilterKernel:
     def __call__(self, batch: pa.RecordBatch, shard: Shard, first_row: int) -> pa.RecordBatch:
         """Return one verdict per document."""
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         sources = batch.column("source").to_numpy(zero_copy_only=False)
         verdicts = Verdicts.keep_all(batch.num_rows)
@@ -222,5 +240,8 @@ class FilterKernel:
         columns = [verdicts.reason, verdicts.value, verdicts.threshold, verdicts.detail,
                    verdicts.language]  # fmt: skip
         schema = self.adds()
-        arrays = [pa.array(items, f.type) for items, f in zip(columns, schema, strict=True)]
+        arrays = [pa.array(items, f.type) for items, f in zip(columns, schema, strict=False)]
+        if self.rewrites:
+            text = pa.array(verdicts.text, pa.large_string())
+            arrays.append(pc.call_function("coalesce", [text, batch.column("text")]))
         return pa.RecordBatch.from_arrays(arrays, schema=schema)

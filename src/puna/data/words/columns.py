@@ -1,0 +1,26 @@
+"""What is measured in a text for datatrove's filters; see :mod:`puna.data.words.measure`."""
+
+from __future__ import annotations
+
+WORD_COLUMNS = (
+    "n_words", "n_real_words", "n_real_chars", "n_letter_words", "n_stop_words",
+)  # fmt: skip
+"""Real words are not only signs; stop words are counted once each."""
+TEXT_COLUMNS = (
+    "n_chars", "n_hashes", "n_ellipses", "n_lines", "n_bullet_lines", "n_ellipsis_lines",
+    "n_full_lines", "n_ended_lines", "n_short_lines", "n_repeated_line_chars", "n_newlines",
+)  # fmt: skip
+"""The first lines are those of ``str.splitlines``; full ones are not blank, between newlines."""
+REPETITION_COLUMNS = (
+    "n_paragraphs", "dup_paragraphs", "dup_paragraph_chars", "n_line_parts", "dup_lines",
+    "dup_line_chars",
+    *(f"top_{n}gram_chars" for n in (2, 3, 4)), *(f"dup_{n}gram_chars" for n in range(5, 11)),
+)  # fmt: skip
+SENTENCE_COLUMNS = ("n_sentences",)
+COLUMNS = (*WORD_COLUMNS, *TEXT_COLUMNS, *REPETITION_COLUMNS, *SENTENCE_COLUMNS)
+WORDS, TEXT, REPETITION, SENTENCES = 1, 2, 4, 8
+"""What to measure, as a sum."""
+COLUMNS_OF = {
+    WORDS: WORD_COLUMNS, TEXT: TEXT_COLUMNS, REPETITION: REPETITION_COLUMNS,
+    SENTENCES: SENTENCE_COLUMNS,
+}  # fmt: skip
