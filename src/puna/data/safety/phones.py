@@ -24,14 +24,12 @@ _LENGTHS = {"1": (10, 10), "7": (10, 10), "33": (9, 9), "34": (9, 9), "31": (9, 
             "91": (10, 10), "351": (9, 9), "353": (7, 9), "358": (6, 11)}  # fmt: skip
 """Least and most digits after the country code; 6 to 12 for others."""
 
-_CONTEXT = re.compile(
-    rb"(?i)(?<![a-z])(?:tel(?:e(?:ph|f)on[eo]?)?|tel\xc3\xa9fono|t\xc3\xa9l(?:\xc3\xa9phone)?|phone|"
-    rb"fax|mobile?|m\xc3\xb3vil|mob|cell(?:ular[e]?)?|cellphone|call(?: (?:me|us|him|her))?"
-    rb"(?: (?:at|on))?|ring(?: me)?|dial|text me|whatsapp|sms|handy|handynummer|rufnummer|"
-    rb"telefonnummer|durchwahl|portable|hotline|ruf)(?![a-z(])"
-    rb"|\xe2\x98\x8e|\xe2\x98\x8f|\xf0\x9f\x93\x9e|\xf0\x9f\x93\xb1"
-    rb"|\xe7\x94\xb5\xe8\xaf\x9d|\xe9\x9b\xbb\xe8\xa9\xb1|\xe6\x89\x8b\xe6\x9c\xba"
-)
+_WORDS = """tel telephone telefon telefono teléfono tél téléphone phone fax mobile mobil mob
+móvil cell cellular cellulare cellphone call ring dial whatsapp sms handy handynummer rufnummer
+telefonnummer durchwahl portable hotline"""
+_CONTEXT = frozenset(word.encode() for word in _WORDS.split())
+_WORD = re.compile(rb"[a-z\x80-\xff]+(?![a-z\x80-\xff(])")
+_SIGNS = tuple(sign.encode() for sign in ("☎", "☏", "📞", "📱", "电话", "電話", "手机"))
 _CONTEXT_BYTES = 40
 _SEP = rb"(?:[ .\-]|\xc2\xa0|\xe2\x80[\xaf\x91\x93])"
 _NANP = re.compile(
@@ -48,7 +46,6 @@ _LOOSE = re.compile(
     rb"(?:(?:[ .\-/()]|\xc2\xa0|\xe2\x80[\xaf\x91\x93]){0,2}\d){6,14}(?!\w|[ \-]\d)"
 )
 _FICTIONAL = re.compile(rb"555[ .\-]?01\d\d(?!\d)")
-_DECIMALS = re.compile(rb"\.\d{1,2}(?!\d)")
 _DATE = re.compile(
     rb"(?:19|20)\d\d[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./](?:19|20)\d\d|"
     rb"(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d"
@@ -82,7 +79,10 @@ def find_phones(view: memoryview, start: int, end: int) -> list[tuple[int, int]]
 
 def _has_context(view: memoryview, start: int) -> bool:
     """Tell whether a word for telephone stands shortly before, as it must for a weak shape."""
-    return _CONTEXT.search(before(view, start, _CONTEXT_BYTES)) is not None
+    line = before(view, start, _CONTEXT_BYTES)
+    if not _CONTEXT.isdisjoint(_WORD.findall(line.lower())):
+        return True
+    return not line.isascii() and any(sign in line for sign in _SIGNS)
 
 
 def _international(view: memoryview, start: int, end: int, first: int) -> tuple[int, int] | None:
@@ -97,11 +97,10 @@ def _international(view: memoryview, start: int, end: int, first: int) -> tuple[
         size = group.end() - group.start()
         if group.group() == b"0" and bytes(view[group.start() - 1 : group.start()]) == b"(":
             continue  # +49 (0)30
-        apart = bytes(view[max(start, group.start() - 1) : group.start()])
-        if n + size > high or (apart == b"." and size == 1):  # a decimal number
+        if n + size > high:
             break
         n, stop = n + size, group.end()
-    if n < low or bytes(view[stop : stop + 1]).isalnum() or _DECIMALS.match(view, stop):
+    if n < low or bytes(view[stop : stop + 1]).isalnum():
         return None
     return first, stop
 

@@ -140,13 +140,14 @@ def _separator(data: Array, i: Int, end: Int) -> Int:
 def _number_end(data: Array, i: Int, end: Int, counts: Array) -> Int:
     """Return the end of the digits with at most two separators in a row that begin at ``i``."""
     last, gaps = i, 0
-    counts[0], counts[1] = 0, 0
+    counts[0], counts[1], counts[2] = 0, 0, 0
     dots = 0
     while i < end:
         c = data[i]
         if 48 <= c <= 57:
             counts[0] += 1
             counts[1] += dots
+            counts[2] += gaps
             i += 1
             last, gaps, dots = i, 0, 0
             continue
@@ -296,7 +297,7 @@ def _at_digit(
         start: First byte of the text.
         end: End of the text.
         kinds: Classes of bytes.
-        counts: Room for the numbers of digits and dots.
+        counts: Room for the numbers of digits, dots and separators (dots among them).
         row: Room for class, start, end, digits and dots; the class is -1 when there is none.
     """
     row[0] = -1
@@ -307,6 +308,8 @@ def _at_digit(
     if b == i and not is_word:
         stop = _number_end(data, i, end, counts)
         n_digits, n_dots = counts[0], counts[1]
+        if n_dots == 1 and counts[2] == 1:
+            return stop  # a decimal number
         if (
             MIN_DIGITS <= n_digits <= MAX_DIGITS
             or (n_dots >= 3 and n_digits < MIN_DIGITS)
@@ -336,7 +339,7 @@ def _scan(
     anchors: Array, firsts: Array, names: Array,
 ) -> Array:  # fmt: skip
     table = np.empty((1024, 6), np.int64)
-    counts, row = np.zeros(2, np.int64), np.zeros(5, np.int64)
+    counts, row = np.zeros(3, np.int64), np.zeros(5, np.int64)
     n = 0
     for d in range(len(offsets) - 1):
         start, end = offsets[d], offsets[d + 1]

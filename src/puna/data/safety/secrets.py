@@ -62,10 +62,8 @@ _VARIABLE = re.compile(rb"[$%@](?:[A-Z][A-Z0-9_]*|[a-z_][a-z0-9_]*|[A-Za-z]+)%?|
 _SLUG = re.compile(
     rb"(?:[A-Za-z]{2,}|[vV]?\d{1,4}|[a-z])(?:[_\-./:][A-Za-z]{2,}|[_\-./:][vV]?\d{1,4})*"
 )
-_URL_LOGIN = re.compile(
-    rb"[A-Za-z][A-Za-z0-9+.\-]{1,20}://([^\s/@:\"'<>]{1,64}):([^\s@\"'<>/]{1,128})$"
-)
-_URL_USER = re.compile(rb"[A-Za-z]://[^\s/@\"'<>]*$")
+_USER = re.compile(rb"[^\s/@\"'<>]*")
+_USER_PASSWORD = re.compile(rb"[^\s/@:\"'<>]{0,64}:([^\s@\"'<>/]{1,128})")
 _URL_PLACEHOLDER = re.compile(
     rb"(?i)(?:my|your|the|db|some)?[_\-]?(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|x+|\*+|\.+|"
     rb"example|changeme|foo|bar|test)"
@@ -124,13 +122,13 @@ def is_secret(value: bytes) -> bool:
 
 def in_url(view: memoryview, at: int) -> tuple[bool, Span | None]:
     """Tell whether the ``@`` at ``at`` ends the login of a URL, and find the password in it."""
-    before = bytes(view[max(0, at - 220) : at])
-    if b"://" not in before:
+    scheme, mark, login = bytes(view[max(0, at - 220) : at]).rpartition(b"://")
+    if not mark or not scheme[-1:].isalnum() or not _USER.fullmatch(login):
         return False, None
-    match = _URL_LOGIN.search(before)
+    match = _USER_PASSWORD.fullmatch(login)
     if match is None:
-        return _URL_USER.search(before) is not None, None
-    password = match[2]
+        return True, None
+    password = match[1]
     if (
         _URL_PLACEHOLDER.fullmatch(password)
         or _VARIABLE.fullmatch(password)
