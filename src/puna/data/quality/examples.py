@@ -134,7 +134,9 @@ def _read_stage(folder: Path, sources: list[str], label: str) -> Iterator[Exampl
 
 def _read_files(path: str, fields: Fields, label: str, with_score: bool) -> Iterator[Example]:
     metadata = (fields.source, fields.score) if with_score else (fields.source,)
-    config = FilesConfig(name=path, paths=(path,), text_field=fields.text, metadata_fields=metadata)
+    config = FilesConfig(
+        name="examples", paths=(path,), text_field=fields.text, metadata_fields=metadata
+    )
     reader = open_source(config)
     base = Path(path.rstrip("/")).name
     for item in list_source(config):

@@ -22,6 +22,7 @@ from puna.data.quality.prepare import head_end
 
 NGRAM_FILE = "ngram.bin"
 MAX_ORDER = 7
+_HAS_PROBABILITY, _IS_CONTEXT = 1, 2
 _PAD = 10
 """A text begins after line ends."""
 
@@ -33,7 +34,8 @@ class NgramModel:
     Attributes:
         order: Longest n-gram, bytes.
         keys: uint64 [n_slots]: mixed n-gram keys, in an open-addressing table.
-        used: uint8 [n_slots].
+        used: uint8 [n_slots]: bit 0 of an n-gram with a probability, bit 1 of a context (the
+            padding before a text is a context only).
         log_probabilities: log2 p(last byte | bytes before it), float32 [n_slots].
         log_backoffs: log2 of the weight of the shorter context when what follows these bytes is not
             in the table, float32 [n_slots].
@@ -81,13 +83,13 @@ def _keys(data: Array, offsets: Array, order: Int, max_bytes: Int, out: Array) -
 
 
 @kernel
-def _insert(sources: Array, values: Array, keys: Array, used: Array, out: Array) -> None:
+def _insert(sources: Array, values: Array, flag: Int, keys: Array, used: Array, out: Array) -> None:
     mask = len(keys) - 1
     for k in range(len(sources)):
         key = _slot_key(sources[k])
         slot = find_slot(keys, used, mask, key)
         keys[slot] = key
-        used[slot] = 1
+        used[slot] |= flag
         out[slot] = values[k]
 
 
@@ -120,7 +122,7 @@ def _score(
                 mask = (np.uint64(1) << np.uint64(8 * n)) - np.uint64(1)
                 key = _slot_key((history & mask) | (np.uint64(n) << np.uint64(56)))
                 slot = find_slot(keys, used, size_mask, key)
-                if used[slot]:
+                if used[slot] & _HAS_PROBABILITY:
                     total -= log_p[slot]
                     break
                 n -= 1
@@ -165,10 +167,12 @@ def train_ngram(texts: Texts, *, order: int, max_bytes: int, min_count: int = 1)
     keys, used = np.zeros(n_slots, np.uint64), np.zeros(n_slots, np.uint8)
     log_p, log_b = np.zeros(n_slots, np.float32), np.zeros(n_slots, np.float32)
     for grams, probabilities, _ in parts:
-        _insert(grams, np.log2(probabilities).astype(np.float32), keys, used, log_p)
+        _insert(
+            grams, np.log2(probabilities).astype(np.float32), _HAS_PROBABILITY, keys, used, log_p
+        )
     for n, (_, _, (contexts, backoffs)) in enumerate(parts):
         if n:  # the context of a single byte is empty: its weight is in the probabilities
-            _insert(contexts, np.log2(backoffs).astype(np.float32), keys, used, log_b)
+            _insert(contexts, np.log2(backoffs).astype(np.float32), _IS_CONTEXT, keys, used, log_b)
     return NgramModel(order, fixed(keys), fixed(used), fixed(log_p), fixed(log_b), max_bytes)
 
 
@@ -232,7 +236,7 @@ def save_ngram(model: NgramModel) -> bytes:
     taken = np.flatnonzero(model.used)
     buffer = io.BytesIO()
     np.save(buffer, np.array([model.order, len(model.keys)], np.int64), allow_pickle=False)
-    for array in (taken, model.keys[taken], model.log_probabilities[taken],
+    for array in (taken, model.keys[taken], model.used[taken], model.log_probabilities[taken],
                   model.log_backoffs[taken]):  # fmt: skip
         np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
@@ -247,10 +251,10 @@ def load_ngram(path: Path, max_bytes: int) -> NgramModel:
     try:
         with path.open("rb") as file:
             order, n_slots = np.load(file, allow_pickle=False).tolist()
-            taken, keys, log_p, log_b = (np.load(file, allow_pickle=False) for _ in range(4))
+            taken, *parts = (np.load(file, allow_pickle=False) for _ in range(5))
             full = [np.zeros(n_slots, kind) for kind in (np.uint64, np.uint8, np.float32,
                                                          np.float32)]  # fmt: skip
-            for array, values in zip(full, (keys, 1, log_p, log_b), strict=True):
+            for array, values in zip(full, parts, strict=True):
                 array[taken] = values
     except (OSError, ValueError, EOFError, IndexError) as error:
         raise PunaError(

@@ -51,7 +51,7 @@ class TrainConfig(Config):
     """`fasttext`: words and word n-grams; `ngram`: a byte n-gram model of the positives."""
     dim: int = Field(default=32, ge=2, le=1024)
     """fastText: dimension of the vectors."""
-    epochs: int = Field(default=5, ge=1)
+    epochs: int = Field(default=10, ge=1)
     """fastText: passes over the training texts."""
     lr: float = Field(default=0.5, gt=0)
     """fastText: learning rate at the start; it falls to 0."""
