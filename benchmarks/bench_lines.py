@@ -173,7 +173,7 @@ def plain_words(text: str) -> list[str]:
 
 
 def plain_line(line: str) -> str:
-    return " ".join(re.split(r"[\x00-\x20]+", line)).strip()
+    return " ".join(re.split("[\x00-\x20\u00a0\u2000-\u200b\u3000]+", line)).strip()
 
 
 def rate(work: Callable[[], object], n_bytes: int, repeats: int = 3) -> float:

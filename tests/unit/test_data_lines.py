@@ -135,6 +135,12 @@ def test_short_lines_blank_lines_and_skipped_sources_stay(tmp_path):
     texts = [f"}}\n\n\nlonger\nown {i}" for i in range(3)]
     out, _ = run(tmp_path, texts, "a", max_count=2, min_bytes=2)
     assert sorted(kept(out).values()) == [f"}}\n\n\nown {i}" for i in range(3)]
+    texts = [f"\u00a0\n\u3000 \u200b\nown{nbsp}{i}" for i, nbsp in enumerate(" \u00a0\u3000")]
+    for ignore in ([], ["space"]):  # such lines look blank, so they are
+        out, metrics = run(tmp_path, texts, f"c{len(ignore)}", max_count=1, ignore=ignore)
+        assert (sorted(kept(out).values()), metrics["frequent_lines"]) == (sorted(texts), 0)
+    out, _ = run(tmp_path, ["a\u00a0b", "a b"], "nbsp", max_count=1)
+    assert set(kept(out).values()) == {""}
     rows = [("code" if i else "web", f"{i}", "same\n") for i in range(4)]
     out, metrics = run(tmp_path, rows, "b", max_count=2, skip_sources=["code"])
     assert set(kept(out).values()) == {"same\n"}  # the skipped ones do not count either

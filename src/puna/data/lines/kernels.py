@@ -71,22 +71,46 @@ def _n_lines(data: Array, offsets: Array) -> Int:
 
 
 @kernel
+def _space_bytes(data: Array, i: Int, end: Int) -> Int:
+    """Return the bytes of the white space that begins at ``i``; 0 when there is none.
+
+    ASCII, no-break space, U+2000 to U+200B and the ideographic space.
+    """
+    byte = data[i]
+    if byte <= 32:
+        return 1
+    if byte < 0xC2 or byte > 0xE3:
+        return 0
+    if byte == 0xC2:
+        return 2 if i + 1 < end and data[i + 1] == 0xA0 else 0
+    if i + 2 >= end or data[i + 1] != 0x80:
+        return 0
+    if byte == 0xE2:
+        return 3 if data[i + 2] <= 0x8B else 0
+    return 3 if byte == 0xE3 and data[i + 2] == 0x80 else 0
+
+
+@kernel
 def _hash_line(data: Array, start: Int, end: Int, fold: Array, squeeze: bool) -> tuple[Int, Int]:
     """Hash a line; return the hash and the bytes that count (0 for a blank line)."""
-    value, n, gap = FNV_SEED, 0, False
+    value, n, gap, n_blank, i = FNV_SEED, 0, False, 0, start
     while end > start and data[end - 1] <= 32:
         end -= 1
-    for i in range(start, end):
-        byte = data[i]
-        if squeeze and byte <= 32:
+    while i < end:
+        n_space = _space_bytes(data, i, end)
+        if n_space and squeeze:
             gap = n > 0
+            i += n_space
             continue
         if gap:
             value = (value ^ np.uint64(32)) * FNV_PRIME
             n, gap = n + 1, False
-        value = (value ^ np.uint64(fold[byte])) * FNV_PRIME
-        n += 1
-    return mixed(value), n
+        for k in range(i, i + max(n_space, 1)):
+            value = (value ^ np.uint64(fold[data[k]])) * FNV_PRIME
+        n += max(n_space, 1)
+        n_blank += n_space
+        i += max(n_space, 1)
+    return mixed(value), n if n > n_blank else 0
 
 
 @kernel
