@@ -217,7 +217,7 @@ def bench_kernels(texts: Texts, folder: Path, examples: list[str]) -> None:
 
 
 def load_examples(folder: Path, examples: list[str]):
-    rule = NgramRule(13, 8, 10)
+    rule = NgramRule(13, 8, 10, 4)
     build_index((Example("e", i, "", (text,)) for i, text in enumerate(examples)), rule, folder)
     return load_index(folder, hash_index(folder)).index
 
@@ -335,7 +335,8 @@ def _compare_with_plain(corpus: Corpus, hits: list[dict]) -> None:
         seen.add(words)
         for i in range(max(len(words) - 12, 1)):
             grams.setdefault(words[i : i + 13], set()).add(index)
-    grams = {gram: owners for gram, owners in grams.items() if len(owners) <= 10}
+    grams = {gram: owners for gram, owners in grams.items()
+             if len(owners) <= 10 and len(set(gram)) >= 4}  # fmt: skip
     sizes = sorted({len(gram) for gram in grams})
     part, size = [], 0
     for one in corpus.texts[:: max(1, len(corpus.texts) // 800)]:

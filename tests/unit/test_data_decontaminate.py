@@ -80,7 +80,7 @@ def test_documents_with_an_example_are_dropped_and_reported(tmp_path):
     assert texts["long"].encode()[first["start"] : first["end"]].decode() == first["text"]
     assert second["text"] == "which PLANET of the   solar-system is\tthe largest, one"
     assert metrics["sets"]["set"] == {
-        "examples": 4, "same": 1, "too_short": 1, "only_shared": 0, "indexed": 2,
+        "examples": 4, "same": 1, "too_short": 1, "unspecific": 0, "indexed": 2,
         "contaminated": 2, "partly": 0, "docs": 2,
     }  # fmt: skip
     assert metrics["in_docs"] - metrics["kept_docs"] == 2
@@ -139,6 +139,29 @@ def test_what_many_examples_share_is_no_evidence(tmp_path):
     assert [row["path"] for row in rejected_rows(out)] == ["real"]
     out, _ = run(tmp_path, texts, sets, "all", max_shared=4)
     assert len(rejected_rows(out)) == 2
+
+
+def test_few_different_words_are_no_evidence(tmp_path):
+    zeros = "the table has the values " + "00 00 " * 12
+    sets = [write_set(tmp_path, [{"text": zeros}, {"text": "ha ha ha " * 9}])]
+    texts = {"other": f"{filler(1)} {'00 ' * 30}", "same": f"{filler(2)} {zeros}"}
+    out, metrics = run(tmp_path, texts, sets)
+    assert [row["path"] for row in rejected_rows(out)] == ["same"]
+    assert metrics["sets"]["set"]["unspecific"] == 1
+    out, _ = run(tmp_path, texts, sets, "all", min_different=1)
+    assert len(rejected_rows(out)) == 2
+
+
+def test_phrases_of_many_documents_are_no_hit_when_a_limit_is_set(tmp_path):
+    words = LONG.split()
+    sets = [write_set(tmp_path, [{"text": LONG}])]
+    texts = {f"{i}": f"{filler(i)} {' '.join(words[:13])} {filler(i + 50)}" for i in range(4)}
+    texts["all"] = f"{filler(98)} {LONG} {filler(99)}"
+    out, _ = run(tmp_path, texts, sets, max_docs=4)
+    assert [row["path"] for row in rejected_rows(out)] == ["all"]
+    assert rejected_rows(out)[0]["value"] == pytest.approx((len(words) - 1) / len(words))
+    out, _ = run(tmp_path, texts, sets, "more", max_docs=5)
+    assert len(rejected_rows(out)) == 5
 
 
 def test_short_examples_that_begin_alike_are_told_apart(tmp_path):
@@ -239,7 +262,7 @@ def test_hits_are_those_of_plain_python(tmp_path_factory, texts, examples, ngram
     folder = tmp_path_factory.mktemp("index")
     parts = [(text,) if text else () for text in examples]
     build_index([Example("s", i, "", one) for i, one in enumerate(parts)],
-                NgramRule(ngram, short, 1000), folder)  # fmt: skip
+                NgramRule(ngram, short, 1000, 1), folder)  # fmt: skip
     index = load_index(folder, hash_index(folder)).index
     rows = find_examples(texts_from(texts), index)
     pairs = group_hits(rows, index)
@@ -252,7 +275,7 @@ def test_hits_are_those_of_plain_python(tmp_path_factory, texts, examples, ngram
 
 
 def test_a_hit_rests_on_the_words_not_on_their_hash(tmp_path):
-    build_index([Example("s", 0, "", (LONG,))], NgramRule(13, 8, 10), tmp_path)
+    build_index([Example("s", 0, "", (LONG,))], NgramRule(13, 8, 10, 4), tmp_path)
     index = load_index(tmp_path, hash_index(tmp_path)).index
     assert len(find_examples(texts_from([LONG]), index)) == 11
     forged = index._replace(words=np.where(index.words == ord("a"), ord("b"), index.words))

@@ -13,10 +13,17 @@ import numpy as np
 
 from puna.core.fsio import hash_file, hash_json, write_json
 from puna.data.decontaminate.examples import Example
-from puna.data.decontaminate.kernels import Index, hash_grams, key_table, split_all
+from puna.data.decontaminate.kernels import (
+    Index,
+    count_different,
+    hash_grams,
+    key_table,
+    split_all,
+)
 from puna.data.kernels.buffers import fixed, texts_from
 
 _NAMES_FILE = "examples.json"
+_COMMON_FILE = "common.npy"
 _TOO_SHORT, _SAME = 1, 2
 
 
@@ -30,11 +37,13 @@ class NgramRule:
             looked for as a whole.
         max_shared: N-grams that more examples share are instructions or templates ("Choose the best
             answer ..."), no evidence: they are left out.
+        min_different: N-grams with fewer different words ("0 0 0 ...") are left out, too.
     """
 
     ngram: int
     short_words: int
     max_shared: int
+    min_different: int
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,13 @@ class LoadedIndex:
         index: The index.
         sets: Names of the sets.
         owners: int64 [n_examples, 2]: number of the set, number of the record in it.
+        is_common: bool per posting: stands in too many documents to be evidence.
     """
 
     index: Index
     sets: list[str]
     owners: np.ndarray
+    is_common: np.ndarray
 
 
 def build_index(
@@ -66,8 +77,8 @@ def build_index(
 
     Returns:
         Per set: ``examples``; ``same`` (as an earlier one); ``too_short`` (fewer words than
-        ``short_words``: not looked for); ``only_shared`` (nothing but n-grams that too many
-        examples share: not looked for); ``indexed``, the rest.
+        ``short_words``: not looked for); ``unspecific`` (nothing but n-grams that are left out: not
+        looked for); ``indexed``, the rest.
     """
     given = list(examples)
     parts = [part for example in given for part in example.parts]
@@ -79,7 +90,7 @@ def build_index(
     owners = np.array([(numbers[one.set_name], one.index) for one in given], np.int64)
     left_out = _left_out(words, bounds, example_words, owners, rule)
     postings = _postings(example_words, part_words, part_of, left_out, rule)
-    postings = _without_shared(postings, hashes, rule.max_shared)
+    postings = _specific(postings, hashes, rule)
     is_short = postings[:, 2] < rule.ngram
     sizes = np.where(is_short, rule.short_words, postings[:, 2])
     keys = hash_grams(hashes, postings[:, 1], sizes)
@@ -92,6 +103,7 @@ def build_index(
     )  # fmt: skip
     for name, array in arrays._asdict().items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    save_common(folder, np.zeros(len(postings), bool))
     write_json(folder / _NAMES_FILE, {"sets": sets, "owners": owners.tolist()})
     indexed = np.zeros(len(given), bool)
     indexed[postings[:, 0]] = True
@@ -104,7 +116,7 @@ def _counts(here: np.ndarray, left_out: np.ndarray, indexed: np.ndarray) -> dict
         "examples": here,
         "same": here & (left_out == _SAME),
         "too_short": here & (left_out == _TOO_SHORT),
-        "only_shared": here & (left_out == 0) & ~indexed,
+        "unspecific": here & (left_out == 0) & ~indexed,
         "indexed": here & indexed,
     }
     return {name: int(mask.sum()) for name, mask in counts.items()}
@@ -153,8 +165,10 @@ def _postings(
     return np.concatenate(found).astype(np.int64)
 
 
-def _without_shared(postings: np.ndarray, hashes: np.ndarray, max_shared: int) -> np.ndarray:
-    """Leave out what more than ``max_shared`` examples have in common."""
+def _specific(postings: np.ndarray, hashes: np.ndarray, rule: NgramRule) -> np.ndarray:
+    """Leave out what many examples have in common and what has few different words."""
+    n_different = count_different(hashes, postings[:, 1], postings[:, 2])
+    postings = postings[n_different >= rule.min_different]
     keys = hash_grams(hashes, postings[:, 1], postings[:, 2])
     _, group = np.unique(keys, return_inverse=True)
     order = np.lexsort((postings[:, 0], group))
@@ -162,12 +176,17 @@ def _without_shared(postings: np.ndarray, hashes: np.ndarray, max_shared: int) -
     is_new = np.ones(len(pairs), bool)
     is_new[1:] = (pairs[1:] != pairs[:-1]).any(1)
     n_sharing = np.bincount(pairs[is_new, 0], minlength=1)
-    return postings[n_sharing[group] <= max_shared]
+    return postings[n_sharing[group] <= rule.max_shared]
+
+
+def save_common(folder: Path, is_common: np.ndarray) -> None:
+    """Say which postings of an index are too common to be evidence: bool per posting."""
+    np.save(folder / _COMMON_FILE, is_common, allow_pickle=False)
 
 
 def hash_index(folder: Path) -> str:
     """Return a digest of an index's files."""
-    names = [*(f"{name}.npy" for name in Index._fields), _NAMES_FILE]
+    names = [*(f"{name}.npy" for name in Index._fields), _COMMON_FILE, _NAMES_FILE]
     return hash_json({name: hash_file(folder / name) for name in names})
 
 
@@ -181,4 +200,5 @@ def load_index(folder: Path, index_hash: str) -> LoadedIndex:
     """
     names = json.loads((folder / _NAMES_FILE).read_text(encoding="utf-8"))
     arrays = [fixed(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in Index._fields]
-    return LoadedIndex(Index(*arrays), names["sets"], np.array(names["owners"], np.int64))
+    owners = np.array(names["owners"], np.int64)
+    return LoadedIndex(Index(*arrays), names["sets"], owners, np.load(folder / _COMMON_FILE))

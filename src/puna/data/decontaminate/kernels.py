@@ -110,6 +110,23 @@ def hash_grams(hashes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.
 
 
 @kernel
+def _count_different(hashes: Array, firsts: Array, sizes: Array) -> Array:
+    counts = np.zeros(len(firsts), np.int64)
+    for i in range(len(firsts)):
+        for k in range(sizes[i]):
+            j = 0
+            while hashes[firsts[i] + j] != hashes[firsts[i] + k]:
+                j += 1
+            counts[i] += j == k
+    return counts
+
+
+def count_different(hashes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Count the different words of grams: int64 per gram."""
+    return _count_different(hashes, np.ascontiguousarray(firsts), np.ascontiguousarray(sizes))
+
+
+@kernel
 def _fill(keys: Array, table: Array, used: Array, bits: Array) -> None:
     for i in range(len(keys)):
         slot = find_slot(table, used, len(table) - 1, keys[i])

@@ -18,9 +18,11 @@ from puna.data.decontaminate.index import (
     build_index,
     hash_index,
     load_index,
+    save_common,
 )
 from puna.data.decontaminate.kernels import find_examples
-from puna.data.engine import Kernel, Shard
+from puna.data.engine import Engine, Kernel, Shard
+from puna.data.engine.base import ROWS_DIR
 from puna.data.engine.shards import VERDICT_FIELDS
 from puna.data.kernels.buffers import texts_from, texts_of
 
@@ -59,13 +61,15 @@ class Matcher(Protocol):
     """
 
     def prepare(
-        self, examples: Iterable[Example], folder: Path
+        self, examples: Iterable[Example], folder: Path, engine: Engine, documents: Path
     ) -> tuple[Kernel, dict[str, dict[str, int]]]:
         """Index the examples.
 
         Args:
             examples: The records of all sets.
             folder: Empty folder for what the kernel needs.
+            engine: For passes over the documents that are needed before.
+            documents: Folder of the documents that will be searched.
 
         Returns:
             A kernel over the column ``text`` that adds :data:`MATCH_SCHEMA`, and counts per set:
@@ -85,17 +89,66 @@ class NgramMatcher:
     Attributes:
         rule: What is looked for.
         min_coverage: Share of an example's words from which a hit counts.
+        max_docs: N-grams that stand in more documents are common phrases; 0: there is no limit.
     """
 
     rule: NgramRule
     min_coverage: float
+    max_docs: int = 0
 
     def prepare(
-        self, examples: Iterable[Example], folder: Path
+        self, examples: Iterable[Example], folder: Path, engine: Engine, documents: Path
     ) -> tuple[Kernel, dict[str, dict[str, int]]]:
         """See :meth:`Matcher.prepare`."""
         counts = build_index(examples, self.rule, folder)
+        if self.max_docs:
+            self._leave_out_common(folder, engine, documents)
         return MatchKernel(self.rule, self.min_coverage, hash_index(folder), folder), counts
+
+    def _leave_out_common(self, folder: Path, engine: Engine, documents: Path) -> None:
+        """Count the documents in which each posting stands."""
+        index_hash = hash_index(folder)
+        out = folder.parent / "postings"
+        engine.annotate(
+            "data.decontaminate: common", documents, out, PostingKernel(index_hash, folder)
+        )
+        rows = engine.read(out / ROWS_DIR)
+        rows = rows.select("id", posting=rows.postings.unnest())
+        n_docs = rows.group_by("posting").agg(n=rows.id.count())
+        common = engine.collect(n_docs.filter(n_docs.n > self.max_docs), ["posting"])
+        is_common = np.zeros(len(load_index(folder, index_hash).is_common), bool)
+        is_common[common["posting"].to_numpy()] = True
+        save_common(folder, is_common)
+
+
+@dataclass(frozen=True)
+class PostingKernel:
+    """Finds which postings of an index each document holds (column ``postings``, each once).
+
+    Attributes:
+        index_hash: Digest of the index.
+        folder: Folder of the index.
+    """
+
+    index_hash: str
+    folder: Path = field(repr=False)
+    columns: tuple[str, ...] = field(default=("text",), repr=False)
+
+    def adds(self) -> pa.Schema:
+        """Return the column."""
+        return pa.schema([pa.field("postings", pa.list_(pa.int64()))])
+
+    def prepare(self) -> None:
+        """Compile."""
+        find_examples(texts_from(["a b c"]), load_index(self.folder, self.index_hash).index)
+
+    def __call__(self, batch: pa.RecordBatch, shard: Shard, first_row: int) -> pa.RecordBatch:
+        """Return the postings of each document."""
+        texts = texts_of(batch.column("text"))
+        rows = find_examples(texts, load_index(self.folder, self.index_hash).index)
+        pairs = np.unique(rows[:, :2], axis=0)
+        postings = pa.ListArray.from_arrays(_bounds(pairs[:, 0], len(texts)), pa.array(pairs[:, 1]))
+        return pa.RecordBatch.from_arrays([postings], schema=self.adds())
 
 
 @dataclass(frozen=True)
@@ -131,6 +184,7 @@ class MatchKernel:
         texts = texts_of(batch.column("text"))
         loaded = load_index(self.folder, self.index_hash)
         rows = find_examples(texts, loaded.index)
+        rows = rows[~loaded.is_common[rows[:, 1]]]
         pairs = group_hits(rows, loaded.index)
         counts = pairs.coverage >= self.min_coverage
         spans = merge_spans(rows[counts[pairs.of_row]])
@@ -247,8 +301,8 @@ def _replaced(texts: pa.Array, new: dict[int, str]) -> pa.Array:
 
 
 def _ngrams(cfg: Any) -> Matcher:
-    rule = NgramRule(cfg.ngram, cfg.short_words, cfg.max_shared)
-    return NgramMatcher(rule, cfg.min_coverage)
+    rule = NgramRule(cfg.ngram, cfg.short_words, cfg.max_shared, cfg.min_different)
+    return NgramMatcher(rule, cfg.min_coverage, cfg.max_docs)
 
 
 MATCHERS.register("ngrams", _ngrams)

@@ -54,6 +54,11 @@ class DecontaminateConfig(EngineConfig):
     whole (GPT-3: 8); shorter examples are not looked for, and counted as `too_short`."""
     max_shared: int = Field(default=10, ge=1)
     """N-grams that more examples share are instructions or templates and not looked for (ours)."""
+    min_different: int = Field(default=4, ge=1)
+    """N-grams with fewer different words, such as rows of zeros, are not looked for (ours)."""
+    max_docs: int = Field(default=0, ge=0)
+    """N-grams that stand in more documents are common phrases and no hit; 0: no limit. GPT-3: 10,
+    which also hides an example that was copied that often; costs one more pass."""
     min_coverage: float = Field(default=0.0, ge=0, le=1)
     """Share of an example's words that a document must have in common with it; 0: one n-gram is
     enough (GPT-3). Hits below are in the report, and nothing is done."""
@@ -115,24 +120,25 @@ def decontaminate(
     remove_tree(work / "index")
     (work / "index").mkdir(parents=True)
     examples = (example for one in cfg.sets for example in read_examples(one))
-    matcher, sets = MATCHERS.get(cfg.method)(cfg).prepare(examples, work / "index")
-    _require_indexed(cfg, sets)
+    matcher = MATCHERS.get(cfg.method)(cfg)
     with open_engine(cfg, out / SCRATCH_DIR) as engine:
+        kernel, sets = matcher.prepare(examples, work / "index", engine, documents)
+        _require_indexed(cfg, sets)
         scanned = engine.annotate(
             "data.decontaminate: search",
             documents,
             work / "matches",
-            matcher,
+            kernel,
             carry=("source", "path"),
         )
         require_documents(scanned.rows_in, "data.decontaminate", "the stage before it")
         hits = _write_hits(engine, engine.read(work / "matches" / ROWS_DIR), work / "hits")
-        kernel = DecontaminateKernel(
+        judge = DecontaminateKernel(
             cfg.action, cfg.min_coverage, cfg.window_chars, cfg.min_piece_chars, cfg.max_pieces,
             cfg.min_left_bytes,
         )  # fmt: skip
         manifest = engine.judge(
-            "data.decontaminate", documents, out, kernel, side=work / "matches" / ROWS_DIR
+            "data.decontaminate", documents, out, judge, side=work / "matches" / ROWS_DIR
         )
         for row in _hits_by_set(engine, hits):
             sets[row.pop("set")].update(row)
@@ -154,7 +160,7 @@ def _require_indexed(cfg: DecontaminateConfig, sets: dict[str, dict[str, int]]) 
         lost = counts["examples"] - counts["indexed"] - counts.get("same", 0)
         if lost:
             say(f"  evaluation set {name}: {lost:,} of {counts['examples']:,} examples are too "
-                "short or only templates, and are not looked for")  # fmt: skip
+                "short or unspecific, and are not looked for")  # fmt: skip
 
 
 def _write_hits(engine: Engine, matches: ir.Table, folder: Path) -> ir.Table:
