@@ -1,0 +1,202 @@
+"""The filters of datatrove beside datatrove: every decision and reason, then megabytes per second.
+
+    python benchmarks/bench_filters.py [--corpus FOLDER] [--docs 3000] [--seed 0]
+
+The documents are a random sample of a folder of Parquet shards (`benchmarks/debian_corpus.py`
+builds one), or else of the text files and Python sources of this machine. Each filter sees each
+document as it is. Rates are per CPU second; datatrove's include its words, which it makes anew for
+each filter here, as ours do. Exits with 1 when a decision, a reason or a rewritten text differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import sysconfig
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from puna.data.filters.base import FilterConfig
+from puna.data.filters.c4 import C4Quality
+from puna.data.filters.datatrove import FineWebQuality, GopherQuality, GopherRepetition
+from puna.data.filters.profiles import PROFILES
+from puna.data.filters.rules import Rules, Verdicts
+from puna.data.words.split import Urls, split_words
+
+MAX_CHARS = 200_000
+SHOWN_DIFFERENCES = 10
+
+
+def sample_corpus(folder: Path, n_docs: int, seed: int) -> list[str]:
+    """Random documents of all shards, all sources alike."""
+    shards = sorted(folder.glob("*.parquet"))
+    if not shards:
+        raise SystemExit(
+            f"{folder} holds no Parquet shards; benchmarks/debian_corpus.py makes some"
+        )
+    rng = random.Random(seed)
+    counts = [pq.ParquetFile(shard).metadata.num_rows for shard in shards]
+    chosen = sorted(rng.sample(range(sum(counts)), min(n_docs, sum(counts))))
+    texts, first = [], 0
+    for shard, count in zip(shards, counts, strict=True):
+        rows = [row - first for row in chosen if first <= row < first + count]
+        column = pq.read_table(shard, columns=["text"])["text"]
+        texts += [column[row].as_py() for row in rows]
+        first += count
+    return texts
+
+
+def sample_machine(n_docs: int, seed: int) -> list[str]:
+    """Random text files of this machine."""
+    roots = ["/usr/share/doc", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")]
+    kinds = {".py", ".txt", ".md", ".rst", ".html", ""}
+    files = sorted(path for root in roots for path in Path(root).rglob("*")
+                   if path.suffix in kinds and path.is_file())  # fmt: skip
+    random.Random(seed).shuffle(files)
+    texts: list[str] = []
+    for file in files:
+        if len(texts) == n_docs:
+            break
+        try:
+            texts.append(file.read_text(encoding="utf-8")[:MAX_CHARS])
+        except (UnicodeDecodeError, OSError):
+            continue
+    return texts
+
+
+def judge(filters: tuple[FilterConfig, ...], texts: list[str]) -> Verdicts:
+    """Our verdicts, in batches of the engine's size."""
+    rules, all_ = Rules(filters, detect_language=False), Verdicts.keep_all(len(texts))
+    for first in range(0, len(texts), 1024):
+        part = texts[first : first + 1024]
+        verdicts = rules.judge(pa.array(part, pa.large_string()))
+        all_.scatter(verdicts, range(first, first + len(part)))
+    return all_
+
+
+def peers() -> list[tuple[FilterConfig, Any]]:
+    """Our filters and datatrove's."""
+    try:
+        from datatrove.pipeline import filters
+    except ImportError as error:
+        raise SystemExit(f"{error}: install the test tools (make bench does)") from error
+    return [
+        (GopherQuality(), filters.GopherQualityFilter()),
+        (GopherRepetition(), filters.GopherRepetitionFilter()),
+        (C4Quality(), filters.C4QualityFilter()),
+        (FineWebQuality(), filters.FineWebQualityFilter()),
+    ]
+
+
+def compare(mine: FilterConfig, peer: Any, texts: list[str], out: Console) -> tuple[int, list[str]]:
+    """Compare one filter; return the number of differences and the row of the table."""
+    from datatrove.data import Document
+    from datatrove.utils.text import split_into_parts
+
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    judge((mine,), texts[:50])  # compiled
+    rates = []
+    for _ in range(3):
+        start_s = time.process_time()
+        verdicts = judge((mine,), texts)
+        rates.append(megabytes / (time.process_time() - start_s))
+    documents = [Document(text=text, id=str(index)) for index, text in enumerate(texts)]
+    split_into_parts.cache_clear()
+    peer.filter(Document(text="It loads its tokenizer. " * 20, id=""))
+    start_s = time.process_time()
+    results: list[Any] = []
+    for document in documents:
+        try:
+            results.append(peer.filter(document))
+        except ZeroDivisionError:
+            results.append(None)  # theirs fails on a text without words
+    theirs = megabytes / (time.process_time() - start_s)
+    n_different = 0
+    for index, (document, result) in enumerate(zip(documents, results, strict=True)):
+        reason = verdicts.reason[index]
+        found = True if reason is None else (False, reason.partition(".")[2])
+        same_text = not (mine.rewrites and found is True) or verdicts.text[index] == document.text
+        if result is not None and (found != result or not same_text):
+            n_different += 1
+            if n_different <= SHOWN_DIFFERENCES:
+                out.print(f"DIFFERENT: {found} {result} {texts[index][:100]!r}")
+    kept = verdicts.reason.count(None)
+    name = type(mine).__name__
+    common = Counter(code for code in verdicts.reason if code).most_common(1)
+    ours = statistics.median(rates)
+    reason = common[0][0].partition(".")[2] if common else ""
+    row = [name, f"{n_different}", f"{kept / len(texts):.0%}", reason, f"{ours:.1f}",
+           f"{theirs:.2f}", f"{ours / theirs:.0f}x"]  # fmt: skip
+    return n_different, row
+
+
+def compare_words(texts: list[str], out: Console) -> int:
+    """Compare the words themselves on a part of the texts."""
+    from datatrove.utils.word_tokenizers import SpaCyTokenizer
+
+    tokenizer, urls, n_different, n_words = SpaCyTokenizer("en"), Urls(), 0, 0
+    for text in texts[::5]:
+        mine, theirs = split_words(text, urls), tokenizer.word_tokenize(text)
+        n_words += len(theirs)
+        if mine != theirs:
+            n_different += 1
+            out.print(f"OTHER WORDS: {text[:100]!r}")
+    out.print(f"words of {len(texts[::5]):,} documents, {n_words:,} in all: "
+              f"{n_different} documents differ from spaCy's")  # fmt: skip
+    return n_different
+
+
+def main() -> int:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--corpus", type=Path, help="folder of Parquet shards with a column text")
+    parser.add_argument("--docs", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    out = Console(width=120, highlight=False)
+    if options.corpus:
+        texts = sample_corpus(options.corpus, options.docs, options.seed)
+    else:
+        texts = sample_machine(options.docs, options.seed)
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    out.print(f"{len(texts):,} documents, {megabytes:.1f} MB")
+    n_different = compare_words(texts, out)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in (
+        "filter",
+        "different",
+        "kept",
+        "most frequent reason",
+        "MB/s",
+        "datatrove",
+        "ratio",
+    ):
+        table.add_column(
+            name, justify="left" if name in ("filter", "most frequent reason") else "right"
+        )
+    for mine, peer in peers():
+        n, row = compare(mine, peer, texts, out)
+        n_different += n
+        table.add_row(*row)
+    whole = PROFILES.get("prose").filters
+    judge(whole, texts[:50])
+    start_s = time.process_time()
+    judge(whole, texts)
+    rate = megabytes / (time.process_time() - start_s)
+    table.add_row("prose, words by white space", "", "", "", f"{rate:.1f}", "", "")
+    out.print(table)
+    return 1 if n_different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
