@@ -26,6 +26,7 @@ _CF_ODD: dict[str, int] = {
                (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22,
                 25, 24, 23), strict=True)),
 }  # fmt: skip
+_MAESTRO = frozenset((5018, 5020, 5038, 5893, 6304, 6759, 6761, 6762, 6763))
 _TEST_CARDS = frozenset({
     "4111111111111111", "4242424242424242", "4012888888881881", "4000056655665556",
     "4000000000000002", "5555555555554444", "5105105105105100", "5200828282828210",
@@ -58,6 +59,8 @@ def is_card(digits: str) -> bool:
         or (n == 14 and (two in (36, 38, 39) or 300 <= three <= 305))
         or (n == 16 and 3528 <= four <= 3589)
         or (n in (16, 19) and two == 62)
+        or (n == 15 and four in (1800, 2131))
+        or (12 <= n <= 19 and four in _MAESTRO)
     )
     return known and len(set(digits)) > 3 and luhn(digits) and digits not in _TEST_CARDS
 

@@ -10,6 +10,8 @@ from puna.data.safety import checks
 from puna.data.safety.context import before
 from puna.data.safety.phones import find_phones
 
+_AMBIGUOUS = (12, 13, 19)
+"""Digits of the rarer cards; time stamps, EAN codes and ids of messages have as many."""
 _AFTER_BYTES = 24
 Span = tuple[int, int, str]
 """Start and end (byte offsets in the document) and kind."""
@@ -32,7 +34,7 @@ _RESOLVERS = frozenset(
 )
 _CARD = re.compile(
     rb"(?<![\w.,\-])(?<!\d )"
-    rb"(?:\d{4}([ \-])\d{4}\1\d{4}\1\d{4}|3\d{3}([ \-])\d{6}\2\d{4,5}|\d{13,19})"
+    rb"(?:\d{4}([ \-])\d{4}\1\d{4}\1\d{4}|3\d{3}([ \-])\d{6}\2\d{4,5}|\d{12,19})"
     rb"(?!\w|[.,]\d|-\d|\.\w| \d{4}\b)"
 )
 _CARD_CONTEXT = re.compile(rb"(?i)card|visa|master|amex|kart|carte|tarjeta|carta|cc ?[#:n]|payment")
@@ -74,10 +76,10 @@ def in_number(
         for match in _matches(_IPV4, view, start, end):
             if _is_public_ipv4(view, match.start(), match[0].decode()):
                 yield *match.span(), "ip"
-    if n_digits >= 13:
+    if n_digits >= 12:
         for match in _matches(_CARD, view, start, end):
             digits = _digits(match[0])
-            plain = len(digits) in (13, 19)  # so are time stamps, EAN codes and ids of messages
+            plain = len(digits) in _AMBIGUOUS
             if checks.is_card(digits) and (not plain or _near(_CARD_CONTEXT, view, start)):
                 yield *match.span(), "credit_card"
     yield from _national(view, start, end, n_digits, ids)

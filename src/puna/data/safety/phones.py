@@ -32,14 +32,24 @@ _WORD = re.compile(rb"[a-z\x80-\xff]+(?![a-z\x80-\xff(])")
 _SIGNS = tuple(sign.encode() for sign in ("☎", "☏", "📞", "📱", "电话", "電話", "手机"))
 _CONTEXT_BYTES = 40
 _SEP = rb"(?:[ .\-]|\xc2\xa0|\xe2\x80[\xaf\x91\x93])"
+_EXTENSION = rb"(?: ?(?:x|ext\.?|extension) ?\d{1,5}(?!\w))?"
 _NANP = re.compile(
     rb"(?<![\w.\-/+])(?:1[ .\-])?"
     rb"(?:\(([2-9]\d\d)\)[ \-]?|([2-9]\d\d)([.\-]))([2-9]\d\d)[ .\-](\d{4})"
-    rb"(?![\w]|[.\-/]\d|-\w)"
+    + _EXTENSION
+    + rb"(?!\w|[.\-/]\d|-\w)"
+)
+_AREA_CODE = re.compile(
+    rb"(?<![\w.\-/+])(?:"
+    rb"\(0\d{1,4}\)[ \-]?\d{3,4}[ \-]?\d{2,5}|"  # (0161) 496 0377, (03449) 78690
+    rb"\([1-9]\d\) ?9?\d{4}-\d{4}|"  # Brazil
+    rb"0[5789]0-\d{4}-\d{4}"  # Japan
+    rb")(?!\w|[.\-/ ]\d|-\w)"
 )
 _FRENCH = re.compile(
     rb"(?<![\w.,\-/+])(?<!\d )0[1-9](" + _SEP + rb")\d\d(?:\1\d\d){3}(?!\w|[.,\-/ ]\d)"
 )
+_AFTER = re.compile(_EXTENSION)
 _GROUP = re.compile(rb"\d+")
 _LOOSE = re.compile(
     rb"(?<![\w.,])[(]?\d"
@@ -64,7 +74,11 @@ def find_phones(view: memoryview, start: int, end: int) -> list[tuple[int, int]]
     if sign.endswith(b"+") and not sign[:-1].isalnum():
         found = _international(view, start, end, start - 1)
         return [found] if found else []
-    if bytes(view[start : start + 2]) == b"00" and bytes(view[start + 2 : start + 3]) != b"0":
+    if (
+        sign[-1:] != b"("
+        and bytes(view[start : start + 2]) == b"00"
+        and bytes(view[start + 2 : start + 3]) != b"0"
+    ):
         found = _international(view, start + 2, end, start)
         if found and _GROUP.fullmatch(view, start, found[1]) is None:
             return [found]
@@ -100,15 +114,17 @@ def _international(view: memoryview, start: int, end: int, first: int) -> tuple[
         if n + size > high:
             break
         n, stop = n + size, group.end()
-    if n < low or bytes(view[stop : stop + 1]).isalnum():
+    if n < low:
         return None
-    return first, stop
+    extension = _AFTER.match(view, stop)
+    stop = extension.end() if extension else stop
+    return None if bytes(view[stop : stop + 1]).isalnum() else (first, stop)
 
 
 def _strong(view: memoryview, start: int, end: int) -> list[tuple[int, int]]:
     """Find forms that hardly anything else has."""
-    stop = min(len(view), end + 2)
-    spans = []
+    stop = min(len(view), end + 16)
+    spans = [match.span() for match in _AREA_CODE.finditer(view, start, stop)]
     for match in _NANP.finditer(view, start, stop):
         area, exchange = match[1] or match[2], match[4]
         fictional = exchange == b"555" and match[5][:2] == b"01"
@@ -121,7 +137,7 @@ def _strong(view: memoryview, start: int, end: int) -> list[tuple[int, int]]:
         for match in _FRENCH.finditer(view, start, stop)
         if _is_prose(view, match.start(), match.end())
     ]
-    return spans
+    return [span for span in spans if span[0] < end]
 
 
 def _is_prose(view: memoryview, start: int, end: int) -> bool:
