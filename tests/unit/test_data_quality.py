@@ -192,6 +192,14 @@ def test_ranking_measures_equal_their_definitions(rows: list[tuple[int, bool]]) 
         assert ranking.average_precision() == pytest.approx(precision)
 
 
+def test_a_share_is_no_document_too_much() -> None:
+    scores = np.arange(100.0)
+    assert 0.07 * 100 > 7
+    assert (scores >= measure.threshold_of(scores, 0.07)).sum() == 7
+    assert (scores <= measure.threshold_of(scores, 0.071, lower_is_better=True)).sum() == 8
+    assert measure.threshold_of(scores, 1e-9) == 99
+
+
 def test_calibration_finds_the_true_probabilities() -> None:
     rng = np.random.default_rng(0)
     margins = rng.normal(0, 2, 20000)

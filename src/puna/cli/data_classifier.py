@@ -148,10 +148,13 @@ def apply(
     positive_label: str | None, text_field: str, source_field: str,
 ) -> None:  # fmt: skip
     """Score documents and print what each source gets."""
+    import numpy as np
+
     from puna.core.errors import PunaError
-    from puna.data.quality.apply import score_texts, threshold_of, write_scores
+    from puna.data.quality.apply import score_texts, write_scores
     from puna.data.quality.classifier import load_classifier
     from puna.data.quality.examples import Fields, read_place
+    from puna.data.quality.measure import threshold_of
 
     judged = load_classifier(model, positive_label)
     if keep_share is not None and judged.task == "labels":
@@ -164,8 +167,10 @@ def apply(
     _print_rows(scored.by_source())
     click.echo(f"{len(scored.ids):,} documents, {scored.n_bytes:,} bytes (task {judged.task})")
     if keep_share is not None:
-        found = threshold_of(scored.values, keep_share, lower_is_better=judged.task == "bits")
-        key = "max" if judged.task == "bits" else "min"
+        found = threshold_of(
+            np.array(scored.values), keep_share, lower_is_better=judged.task == "bits"
+        )
+        key = "max" if lower else "min"
         click.echo(f"to keep {keep_share:.1%} of them: {key} = {found!r}")
 
 

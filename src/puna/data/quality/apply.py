@@ -85,12 +85,6 @@ def score_texts(judged: Classifier, items: Iterable[Example]) -> Scored:
     return scored
 
 
-def threshold_of(values: list[float], share: float, *, lower_is_better: bool) -> float:
-    """Return the score of the last document that a share of the best ones reaches."""
-    ordered = np.sort(values) if lower_is_better else np.sort(values)[::-1]
-    return float(ordered[min(max(int(np.ceil(share * len(ordered))), 1), len(ordered)) - 1])
-
-
 def write_scores(scored: Scored, path: Path) -> None:
     """Write the rows as JSON Lines or, by the file's suffix, as Parquet.
 

@@ -174,14 +174,15 @@ def word_slots(words: Array, offsets: Array) -> Array:
 
 
 @kernel
-def _subwords(data: Array, start: Int, end: Int, settings: Array, word: Array, rows: Array) -> Int:
-    """Write the rows of the character n-grams of ``<word>``; return their number."""
+def _subwords(
+    data: Array, start: Int, end: Int, settings: Array, word: Array, rows: Array, at: Int
+) -> Int:
+    """Write the rows of the character n-grams of ``<word>`` from ``at`` on; return the end."""
     minn, maxn, n_words, n_buckets = settings[1], settings[2], settings[3], settings[4]
     n_bytes = end - start + 2
     word[0] = 60
     word[1 : n_bytes - 1] = data[start:end]
     word[n_bytes - 1] = 62
-    n_added = 0
     for i in range(n_bytes):
         if word[i] & 0xC0 == 0x80:
             continue
@@ -191,24 +192,23 @@ def _subwords(data: Array, start: Int, end: Int, settings: Array, word: Array, r
             while j < n_bytes and word[j] & 0xC0 == 0x80:
                 j += 1
             if n >= minn and not (n == 1 and (i == 0 or j == n_bytes)):
-                rows[n_added] = n_words + np.int64(_hash(word, i, j)) % n_buckets
-                n_added += 1
+                rows[at] = n_words + np.int64(_hash(word, i, j)) % n_buckets
+                at += 1
             n += 1
-    return n_added
+    return at
 
 
 @kernel
-def _ngrams(hashes: Array, n: Int, settings: Array, rows: Array) -> Int:
-    """Write the rows of the n-grams that end with the last of ``n`` words; return their number."""
+def _ngrams(hashes: Array, n: Int, settings: Array, rows: Array, at: Int) -> Int:
+    """Write the rows of the n-grams that end with the last of ``n`` words; return the end."""
     n_words, n_buckets = settings[3], np.uint64(settings[4])
-    n_added = 0
     for first in range(max(0, n - settings[0]), n - 1):
         value = np.uint64(np.int64(hashes[first]))
         for k in range(first + 1, n):
             value = value * np.uint64(116049371) + np.uint64(np.int64(hashes[k]))
-        rows[n_added] = n_words + np.int64(value % n_buckets)
-        n_added += 1
-    return n_added
+        rows[at] = n_words + np.int64(value % n_buckets)
+        at += 1
+    return at
 
 
 @kernel
@@ -276,11 +276,11 @@ def features_of(
             rows[n_rows] = word
             n_rows += 1
         if settings[2] > 0 and is_open:
-            n_rows += _subwords(data, first, last, settings, word_buffer, rows[n_rows:])
+            n_rows = _subwords(data, first, last, settings, word_buffer, rows, n_rows)
         hashes[n] = np.int32(value)
         n += 1
         if settings[0] > 1 and settings[4] > 0:
-            n_rows += _ngrams(hashes, n, settings, rows[n_rows:])
+            n_rows = _ngrams(hashes, n, settings, rows, n_rows)
     return n_rows
 
 
@@ -317,9 +317,9 @@ def _logits(
             data, offsets[d], offsets[d + 1], slots, words, word_offsets, settings, hashes,
             buffer, rows,
         )  # fmt: skip
-        for k in range(n):
-            for label in range(n_labels):
-                out[d, label] += weights[rows[k], label]
         for label in range(n_labels):
-            out[d, label] /= max(n, 1)
+            total = 0.0  # a register, where an element of the array would be written every time
+            for k in range(n):
+                total += weights[rows[k], label]
+            out[d, label] = total / max(n, 1)
     return out
