@@ -3,15 +3,16 @@
     python benchmarks/debian_corpus.py --cache CACHE
     python benchmarks/bench_dedup.py --corpus CACHE/corpus [--subset 150] [--sample 2000]
 
-First the stage `data.dedup` runs as a recipe runs it (one worker) on the whole corpus. A planted
-copy counts as found when the stage put it and its original into one group. The ground truth is the
-exact Jaccard similarity of word 5-grams in plain Python (`planted.py`). Precision: the share of
-documents dropped as near-duplicates that have a true similarity of at least 0.8 to another document
-of their group (a sample of them is checked, in plain Python again); and, stricter, to the very
-document that was kept.
+First the stage `data.dedup` runs as a recipe runs it (one worker) on the whole corpus, with chains
+of near-duplicates cut and not cut. A planted copy counts as found when the stage put it and its
+original into one group. The ground truth is the exact Jaccard similarity of word 5-grams in plain
+Python (`planted.py`). Precision: the share of documents dropped as near-duplicates that have a true
+similarity of at least 0.8 to another document of their group (a sample of them is checked, in plain
+Python again); and, stricter, to the very document that was kept.
 
-Then datasketch (MinHash of as many permutations over the same shingles, its LSH at the same
-threshold) and the kernels run on one subset: some planted pairs and as many other documents.
+Then datasketch and the kernels run on one subset: some planted pairs and as many other documents.
+datasketch has as many permutations over the same shingles, and either the bands that it chooses for
+this threshold itself, or those of the stage.
 Speeds are per second of CPU time of one core.
 """
 
@@ -73,20 +74,23 @@ def read_texts(corpus: Path, ids: Iterable[str]) -> dict[str, str]:
     return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
-def run_stage(corpus: Path, out: Path, console: Console) -> pa.Table:
+def run_stage(corpus: Path, console: Console, *, chains: bool) -> pa.Table:
     """Run the stage and return ``pairs.parquet``."""
     cpu_s = time.process_time()
-    metrics = deduplicate(
-        DedupConfig(workers=1), {"documents": Artifact(corpus)}, out, Ledger(None)
-    )
+    cfg = DedupConfig(workers=1, chains=chains)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        metrics = deduplicate(cfg, {"documents": Artifact(corpus)}, out, Ledger(None))
+        pairs = pq.read_table(out / "pairs.parquet")
     cpu_s = time.process_time() - cpu_s
     n_bytes = metrics["in_bytes"]
     console.print(
-        f"data.dedup, one worker: {metrics['in_docs']:,} documents, {n_bytes / MB:.0f} MB, "
+        f"data.dedup, chains = {chains}, one worker: {metrics['in_docs']:,} documents, "
+        f"{n_bytes / MB:.0f} MB, "
         f"{metrics['kept_docs']:,} kept, {metrics['seconds']:.0f} s wall, {cpu_s:.0f} s CPU "
         f"({n_bytes / MB / cpu_s:.1f} MB/s)"
     )
-    return pq.read_table(out / "pairs.parquet")
+    return pairs
 
 
 def judge_planted(planted: list[dict[str, Any]], pairs: pa.Table, console: Console) -> None:
@@ -164,9 +168,11 @@ def ours_on(texts: list[str], *, verify: bool) -> list[tuple[int, int]]:
     return [tuple(pair) for pair in pairs[found >= NEAR].tolist()]
 
 
-def datasketch_on(texts: list[str]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def datasketch_on(
+    texts: list[str], bands: tuple[int, int] | None
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Return the pairs that datasketch's LSH names, and those whose estimate is near, too."""
-    lsh = MinHashLSH(threshold=NEAR, num_perm=N_PERMUTATIONS)
+    lsh = MinHashLSH(threshold=NEAR, num_perm=N_PERMUTATIONS, params=bands)
     signatures: list[MinHash] = []
     named: list[Any] = []
     for at, text in enumerate(texts):
@@ -200,7 +206,9 @@ def compare(corpus: Path, planted: list[dict[str, Any]], n_per_kind: int, consol
     ours_on(values[:10], verify=True)  # compiles
     verified, verified_s = cpu_of(lambda: ours_on(values, verify=True))
     estimated, estimated_s = cpu_of(lambda: ours_on(values, verify=False))
-    (named, near), theirs_s = cpu_of(lambda: datasketch_on(values))
+    (named, near), theirs_s = cpu_of(lambda: datasketch_on(values, None))
+    own = (N_BANDS, N_PERMUTATIONS // N_BANDS)
+    (named_own, near_own), own_s = cpu_of(lambda: datasketch_on(values, own))
     table = table_of(f"subset: {len(ids):,} documents, {n_mb:.1f} MB", "what", "recall >= 0.8",
                      "precision of pairs", "MB/s per core")  # fmt: skip
     for name, pairs, seconds in (
@@ -208,6 +216,8 @@ def compare(corpus: Path, planted: list[dict[str, Any]], n_per_kind: int, consol
         ("puna, estimates", estimated, estimated_s),
         ("datasketch LSH", named, theirs_s),
         ("datasketch LSH and estimate", near, theirs_s),
+        (f"datasketch LSH {own[0]} x {own[1]}", named_own, own_s),
+        (f"datasketch LSH {own[0]} x {own[1]} and estimate", near_own, own_s),
     ):
         roots = components(len(ids), np.array(pairs, np.int64).reshape(-1, 2))
         found = (
@@ -262,8 +272,9 @@ def main() -> None:
     console.width = max(console.width, 100)
     corpus = arguments.corpus
     planted = pq.read_table(corpus / "planted.parquet").to_pylist()
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = run_stage(corpus, Path(folder), console)
+    cut = run_stage(corpus, console, chains=False)
+    judge_precision(corpus, cut, arguments.sample, console)
+    pairs = run_stage(corpus, console, chains=True)
     judge_planted(planted, pairs, console)
     judge_precision(corpus, pairs, arguments.sample, console)
     compare(corpus, planted, arguments.subset, console)

@@ -158,6 +158,44 @@ def test_the_exact_similarity_decides_where_the_estimate_errs(tmp_path: Path) ->
     )
 
 
+def test_chains(tmp_path: Path) -> None:
+    """Each document is near to its neighbours in a chain only."""
+    text = words(7, 204)  # 200 shingles; the first step changes 16 of them, the others 20
+    rows = []
+    for step in range(7):
+        changed = [*(f"s{at}" for at in range(16 * step)), *text[16 * step :]]
+        rows.append(("s", f"{step}", " ".join(changed)))
+    rows.append(("s", "twin", rows[2][2].upper()))
+    rows += [("s", "https://x.org/p", "one text"), ("s", "http://x.org/p", rows[5][2])]
+    quality = [9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    run(documents_in(tmp_path / "in", rows, quality), tmp_path / "one")
+    assert kept_paths(tmp_path / "one") == ["0", "https://x.org/p"]
+    metrics = run(documents_in(tmp_path / "in2", rows, quality), tmp_path / "cut", chains=False)
+    assert kept_paths(tmp_path / "cut") == ["0", "2", "4", "6", "https://x.org/p"]
+    names = {document_id(source, path): path for source, path, _ in rows}
+    found = {
+        names[row["dropped_id"]]: (names[row["kept_id"]], row["similarity"])
+        for row in report(tmp_path / "cut")
+    }
+    step = 180 / 220
+    assert found == {
+        "1": ("0", 184 / 216), "3": ("2", step), "5": ("4", step), "twin": ("2", 1.0),
+        "http://x.org/p": ("https://x.org/p", None),
+    }  # fmt: skip
+    values = {row["path"]: row["value"] for row in rejected_rows(tmp_path / "cut")}
+    assert values["3"] == step
+    assert metrics["groups"]["largest"] == 8
+    # The kept ones are known to the next run, and the chain goes on from each of them.
+    run(documents_in(tmp_path / "in3", rows[:7], quality[:7]), tmp_path / "old", chains=False,
+        write_index=True)  # fmt: skip
+    new = [("t", path, text) for _, path, text in rows[:7]]
+    run(documents_in(tmp_path / "in4", new), tmp_path / "new", chains=False,
+        index=(str(tmp_path / "old"),))  # fmt: skip
+    assert kept_paths(tmp_path / "new") == []
+    with pytest.raises(ValueError, match="needs verify"):
+        DedupConfig(chains=False, verify=False)
+
+
 def test_an_index_keeps_what_it_knows_and_drops_what_duplicates_it(tmp_path: Path) -> None:
     text, other = words(4), words(5)
     old = [("a", "https://x.org/p", copy_of(text, 0)), ("a", "two", copy_of(other, 0))]

@@ -44,7 +44,8 @@ def run_dir(tmp_path_factory):
         "name": "r", "runs_dir": str(root), "workers": 1,
         "inputs": {"data.filter.documents": str(documents.path)},
         "data": {
-            "filter": {"default": {"profile": "none", "filters": filters}}, "dedup": {"keep": "longest"},
+            "filter": {"default": {"profile": "none", "filters": filters}},
+            "dedup": {"keep": "longest"},
             "split": {"budget_tokens": {"code": 1}, "bytes_per_token": 2.0, "heldout_fraction": 0},
         },
     }  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from puna.data.kernels.components import components, strongest_links
-from puna.data.kernels.jaccard import Sets, similarities
+from puna.data.kernels.jaccard import Sets, direct_keepers, similarities
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -49,6 +49,41 @@ def group_nodes(
     counts = {"n_links": len(pairs) + len(first), "n_near_links": len(near_pairs),
               "groups": _sizes(groups), "clusters": _sizes(clusters)}  # fmt: skip
     return pa.table(columns), counts
+
+
+def cut_chains(
+    engine: Engine, ranked: ir.Table, nodes: ir.Table, groups: pa.Table, sets: Sets, *,
+    near: float, n_new: int,
+) -> pa.Table:  # fmt: skip
+    """Choose keepers so that each dropped document is itself near to the one that is kept for it.
+
+    Args:
+        engine: The engine.
+        ranked: Columns node, group, rank: the documents that stand for a text.
+        nodes: Columns node, lost_to, exact_node.
+        groups: Result of :func:`group_nodes`.
+        sets: Shingles of the nodes.
+        near: Similarity of near-duplicates.
+        n_new: Nodes from this one on are of an index.
+
+    Returns:
+        ``groups`` with a column ``keeper``; the similarity is that of a node and its keeper.
+    """
+    members = engine.collect(ranked, ["group", "rank"])
+    member = members["node"].to_numpy()
+    kept_for, found = direct_keepers(
+        member, members["group"].to_numpy(), sets, near=near, n_new=n_new
+    )
+    table = engine.collect(nodes.select("node", "lost_to", "exact_node"), ["node"])
+    node = table["node"].to_numpy()
+    stands = table["lost_to"].combine_chunks().fill_null(table["exact_node"].combine_chunks())
+    keeper = stands.to_numpy()
+    for _ in range(2):  # lost to a document that is lost by its id, which has the text of another
+        keeper = keeper[keeper]
+    similarity, chosen = np.zeros(len(node)), node.copy()
+    chosen[member], similarity[member] = kept_for, found
+    columns = {"keeper": chosen[keeper], "similarity": similarity}
+    return pa.table({**{name: groups[name] for name in ("node", "group", "cluster")}, **columns})
 
 
 def _edges(table: pa.Table, name: str) -> np.ndarray:

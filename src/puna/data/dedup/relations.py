@@ -86,20 +86,37 @@ def members_of(rows: ir.Table, nodes: ir.Table) -> ir.Table:
     return buckets.semi_join(shared, "bucket").select("bucket", "node")
 
 
+def rank(nodes: ir.Table, groups: ir.Table, keep: Keep) -> ir.Table:
+    """Return the order (node, group, rank) of the documents that stand for a text, in groups."""
+    table = nodes.filter(nodes.exact_node == nodes.node).inner_join(groups, "node")
+    in_group = ibis.window(group_by="group", order_by=_rule(keep))
+    table = table.mutate(
+        rank=ibis.row_number().over(in_group),
+        n_members=table.node.count().over(ibis.window(group_by="group")),
+    )
+    return table.filter(table.n_members > 1).select("node", "group", "rank")
+
+
 def decide(nodes: ir.Table, groups: ir.Table, keep: Keep) -> ir.Table:
-    """Choose the keeper of each group and give every other document its reason.
+    """Give every document that is not the keeper of its group its reason.
 
     A document that goes by its id or URL is never the keeper: what it goes for is of its group and
     comes before it.
+
+    Args:
+        nodes: Result of :func:`nodes_of`.
+        groups: Columns node, group, cluster, similarity; with ``keeper`` when a group may keep
+            several documents.
+        keep: Which document of a group is the keeper, otherwise.
     """
     table = nodes.inner_join(groups, "node")
-    in_group = ibis.window(group_by="group", order_by=_rule(keep))
-    table = table.mutate(
-        keeper=table.node.first().over(in_group),
-        keeper_id=table.id.first().over(in_group),
-        keeper_source=table.source.first().over(in_group),
-        cluster_id=table.id.min().over(ibis.window(group_by="cluster")),
-    )
+    if "keeper" not in groups.columns:
+        in_group = ibis.window(group_by="group", order_by=_rule(keep))
+        table = table.mutate(keeper=table.node.first().over(in_group))
+    same_cluster = ibis.window(group_by="cluster")
+    table = table.mutate(cluster_id=table.id.min().over(same_cluster))
+    keepers = nodes.select(keeper="node", keeper_id="id", keeper_source="source")
+    table = table.inner_join(keepers, "keeper")
     table = table.filter(~table.is_known)
     reason = ibis.cases(
         (table.node == table.keeper, ibis.null("string")),

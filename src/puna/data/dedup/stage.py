@@ -8,7 +8,8 @@
 3. Buckets that several documents share are searched for pairs of signatures with a similarity of at
    least ``near`` or at least ``cluster``. No pair of a bucket is skipped, whatever its size. What
    may be near is verified: the exact Jaccard similarity of the two sets of word 5-grams decides.
-4. Connected components of near links are groups: one document of each is kept. Connected components
+4. Connected components of near links are groups: one document of each is kept (or several, so that
+   what is dropped is near to what it is dropped for, when ``chains`` is off). Connected components
    of all links are clusters: they go to one side of the train/held-out split.
 
 Running the stage on its own output drops nothing: two kept documents that share a bucket have been
@@ -58,6 +59,9 @@ class DedupConfig(EngineConfig):
     verify: bool = True
     """Compute the exact similarity of pairs whose signatures say that they may be near; without it,
     the estimate decides (standard error 0.035 at 0.8) and a pass over the texts is saved."""
+    chains: bool = True
+    """Keep one document of a chain of near-duplicates (a is near to b and b to c, a and c are
+    not); false: drop a document only for one that it is itself near to."""
     urls: bool = True
     """Keep one of the documents whose URLs are two spellings of one address, whatever their
     texts."""
@@ -80,6 +84,8 @@ class DedupConfig(EngineConfig):
             raise ValueError(f"bands must divide {_N_PERMUTATIONS}, not {self.bands}")
         if self.cluster > self.near:
             raise ValueError(f"cluster ({self.cluster}) must not be above near ({self.near})")
+        if not self.chains and not self.verify:
+            raise ValueError("chains = false compares exact similarities: it needs verify = true")
         return self
 
 
@@ -151,7 +157,7 @@ def _decide(
 ) -> dict[str, Any]:
     """Compare all documents; write the verdicts and ``pairs.parquet``; return counts."""
     from puna.data.dedup import relations
-    from puna.data.dedup.groups import group_nodes
+    from puna.data.dedup.groups import cut_chains, group_nodes
     from puna.data.dedup.index import open_indexes
     from puna.data.dedup.kernels import LinkKernel, SignatureKernel
     from puna.data.dedup.sets import open_store
@@ -189,6 +195,12 @@ def _decide(
     n_nodes = n_new + sum(index.n_docs for index in indexes)
     groups, counts = group_nodes(engine, nodes, links, n_nodes, cfg.near, open_store(sets))
     relation = engine.put(groups, work / "groups")
+    if not cfg.chains:
+        ranked = relations.rank(nodes, relation, cfg.keep)
+        groups = cut_chains(
+            engine, ranked, nodes, groups, open_store(sets), near=cfg.near, n_new=n_new
+        )
+        relation = engine.put(groups, work / "keepers")
     decided = relations.decide(nodes, relation, cfg.keep)
     decided = _written(engine, decided, work / "decided", ["node"])
     engine.write(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, Float, Texts, fixed, kernel
+from puna.data.kernels.buffers import Array, Float, Int, Texts, fixed, kernel
 from puna.data.kernels.minhash import WORD_BYTE, shingle_hashes
 
 
@@ -95,3 +95,54 @@ def similarities(pairs: np.ndarray, sets: Sets) -> np.ndarray:
         sets: The sets.
     """
     return _similarities(fixed(pairs), fixed(sets.values), fixed(sets.starts))
+
+
+@kernel
+def _keepers(
+    nodes: Array, groups: Array, values: Array, starts: Array, near: Float, n_new: Int,
+    keepers: Array, found: Array,
+) -> None:  # fmt: skip
+    kept = np.empty(len(nodes), np.int64)
+    n_kept = 0
+    for i in range(len(nodes)):
+        if i == 0 or groups[i] != groups[i - 1]:
+            n_kept = 0
+        node = nodes[i]
+        keepers[i] = node
+        if node < n_new:
+            own = values[starts[node] : starts[node + 1]]
+            for k in range(n_kept):
+                likeness = similarity(own, values[starts[kept[k]] : starts[kept[k] + 1]])
+                if likeness >= near:
+                    keepers[i], found[i] = kept[k], likeness
+                    break
+        if keepers[i] == node:
+            kept[n_kept] = node
+            n_kept += 1
+
+
+def direct_keepers(
+    nodes: np.ndarray, groups: np.ndarray, sets: Sets, *, near: float, n_new: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose what is kept of groups, so that what is dropped is near to what it is dropped for.
+
+    The members are looked at in their order: one goes if a member that is kept is near to it. Time
+    grows with the number of members times those that are kept of their group.
+
+    Args:
+        nodes: int64 [n], the members of the groups, the better ones first.
+        groups: int64 [n], equal ones adjacent.
+        sets: The shingles of each node.
+        near: Similarity from which one of two is enough.
+        n_new: Nodes from this one on are kept in any case.
+
+    Returns:
+        For each member the node that is kept for it (itself, if kept), int64 [n], and the
+        similarity of the two, float64 [n], 0 for what is kept.
+    """
+    keepers, found = np.empty(len(nodes), np.int64), np.zeros(len(nodes), np.float64)
+    _keepers(
+        fixed(nodes), fixed(groups), fixed(sets.values), fixed(sets.starts), near, n_new,
+        keepers, found,
+    )  # fmt: skip
+    return keepers, found
