@@ -167,9 +167,8 @@ def apply(
     _print_rows(scored.by_source())
     click.echo(f"{len(scored.ids):,} documents, {scored.n_bytes:,} bytes (task {judged.task})")
     if keep_share is not None:
-        found = threshold_of(
-            np.array(scored.values), keep_share, lower_is_better=judged.task == "bits"
-        )
+        lower = judged.task == "bits"
+        found = threshold_of(np.array(scored.values), keep_share, lower_is_better=lower)
         key = "max" if lower else "min"
         click.echo(f"to keep {keep_share:.1%} of them: {key} = {found!r}")
 
