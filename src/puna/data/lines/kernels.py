@@ -97,19 +97,25 @@ def _hash_line(data: Array, start: Int, end: Int, fold: Array, squeeze: bool) ->
     while end > start and data[end - 1] <= 32:
         end -= 1
     while i < end:
-        n_space = _space_bytes(data, i, end)
-        if n_space and squeeze:
-            gap = n > 0
-            i += n_space
-            continue
+        byte = data[i]
+        if 32 < byte < 0xC2:  # the usual case first: one byte that is no white space
+            n_space = 0
+        else:
+            n_space = _space_bytes(data, i, end)
+            if n_space and squeeze:
+                gap = n > 0
+                i += n_space
+                continue
         if gap:
             value = (value ^ np.uint64(32)) * FNV_PRIME
             n, gap = n + 1, False
-        for k in range(i, i + max(n_space, 1)):
-            value = (value ^ np.uint64(fold[data[k]])) * FNV_PRIME
-        n += max(n_space, 1)
-        n_blank += n_space
-        i += max(n_space, 1)
+        if n_space:
+            n_blank += 1
+            for _ in range(1, n_space):
+                value = (value ^ np.uint64(data[i])) * FNV_PRIME
+                n, n_blank, i = n + 1, n_blank + 1, i + 1
+        value = (value ^ np.uint64(fold[data[i]])) * FNV_PRIME
+        n, i = n + 1, i + 1
     return mixed(value), n if n > n_blank else 0
 
 
