@@ -422,6 +422,35 @@ def test_a_student_learns_grades_that_are_joined_by_id(tmp_path: Path) -> None:
         list(read_place(str(tmp_path / "bad.jsonl"), Fields(), with_score=True))
 
 
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0, 0.999), byte=st.integers(0, 255))
+def test_damaged_models_are_refused(damaged: tuple[bytes, Path], share: float, byte: int) -> None:
+    content, path = damaged
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(PunaError):
+        load_fasttext(path, "words", 100)
+    path.write_bytes(bytes([byte]) * 300)
+    with pytest.raises(PunaError):
+        load_fasttext(path, "words", 100)
+
+
+@pytest.fixture(scope="module")
+def damaged(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
+    return (model / "model.bin").read_bytes(), tmp_path_factory.mktemp("damaged") / "model.bin"
+
+
+def test_a_damaged_record_is_refused(model: Path, tmp_path: Path) -> None:
+    record = json.loads((model / "classifier.json").read_text())
+    for text, words in (
+        ("{", "is damaged"),
+        (json.dumps({k: v for k, v in record.items() if k != "calibration"}), "calibration"),
+        (json.dumps({**record, "schema_version": 99}), "schema version 99"),
+    ):
+        (tmp_path / "classifier.json").write_text(text)
+        with pytest.raises(PunaError, match=words):
+            load_classifier(tmp_path)
+
+
 def test_stage_names_what_is_wrong_with_a_classifier(model: Path, tmp_path: Path) -> None:
     for use, words in (
         ({"classifier": "nowhere"}, "nowhere holds no classifier"),

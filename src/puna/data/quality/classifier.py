@@ -31,6 +31,8 @@ SCHEMA_VERSION = 1
 DEFAULT_MAX_BYTES = 65536
 """Bytes of a text that a classifier looks at (ours): the head of a document tells its kind."""
 
+_IDENTITY = ("kind", "task", "labels", "parameters", "calibration", "model_hash")
+
 Task = Literal["binary", "labels", "score", "bits"]
 
 
@@ -140,8 +142,7 @@ def digest_of(path: Path) -> str:
     if path.is_file():
         return hash_file(path)
     record = read_record(path)
-    keys = ("kind", "task", "labels", "parameters", "calibration", "model_hash")
-    return hash_json({key: record[key] for key in keys})
+    return hash_json({key: record[key] for key in _IDENTITY})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -154,6 +155,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["schema_version"]
+        if version == SCHEMA_VERSION:
+            _ = [record[key] for key in _IDENTITY]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PunaError(
             f"{folder} holds no classifier ({RECORD_FILE} is missing)",
