@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from puna.cli.main import entry
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
+from puna.data.engine import local
 from puna.data.kernels.buffers import texts_from
 from puna.data.quality import QualityConfig, calibrate, judge_quality, measure
 from puna.data.quality.balance import draws, keep_probabilities
@@ -26,7 +27,7 @@ from puna.data.quality.ngram import load_ngram, save_ngram, train_ngram
 from puna.data.quality.prepare import prepare
 from puna.data.quality.train import TrainConfig, divide, evaluate_on, train_classifier
 from puna.data.reasons import meaning_of
-from puna.data.testing import kept_rows, make_documents, read_rows, rejected_rows
+from puna.data.testing import folder_bytes, kept_rows, make_documents, read_rows, rejected_rows
 
 GOOD = ["the", "theory", "explains", "how", "energy", "moves", "through", "matter", "and", "why",
         "größe", "since", "careful", "measurements", "show", "that", "results"]  # fmt: skip
@@ -313,6 +314,21 @@ def test_share_is_exact_and_independent_of_shards(model: Path, tmp_path, options
         assert len(kept) == 30
         worst = min(row["quality"] for row in kept)
         assert thresholds[""] == worst > max(row["value"] for row in rejected_rows(out))
+
+
+def test_worker_processes_write_the_same_bytes(model: Path, tmp_path, monkeypatch) -> None:
+    documents = make_corpus(tmp_path / "in")
+    use = {"classifier": str(model), "keep_share": 0.4, "pareto_alpha": 2.0}
+    found = []
+    for workers, small in ((1, 1 << 30), (2, 0)):
+        monkeypatch.setattr(local, "SMALL_INPUT_BYTES", small)
+        cfg = QualityConfig.model_validate({"scorers": {"quality": use}, "workers": workers})
+        out = tmp_path / str(workers)
+        out.mkdir()
+        judge_quality(cfg, {"documents": documents}, out, Ledger(None))
+        found.append(folder_bytes(out))
+    assert found[0] == found[1]
+    assert {Path(name).parts[0] for name in found[0]} == {"documents", "rejected", "manifest.json"}
 
 
 def test_pareto_sampling_keeps_by_the_draw_of_the_id(model: Path, tmp_path) -> None:
