@@ -2,13 +2,14 @@
 
     python benchmarks/bench_safety.py [--docs 4000] [--seed 100] [--mb 16]
 
-The first table is precision and recall per kind on the labelled set (made-up values in contexts of
-our own, see `puna.data.safety.labelled`); a span counts when both of its ends are right. The second
-is the recall of values that Faker makes, which knows nothing of our patterns: behind a word that says
-what they are, and alone (a number without any context is often left alone, on purpose). The third is
-speed per second of CPU time of one core: on Python code and package descriptions as they are, on
-those of them in which nothing is found, and on the labelled set, which is full of it. The end counts
-what is found in the real texts, with examples to look at; nobody has labelled those.
+The first table is precision and recall per kind on the labelled set (made-up values in contexts
+of our own, see `puna.data.safety.labelled`); a span counts when both of its ends are right. The
+second is the recall of values that Faker makes, which knows nothing of our patterns: behind a
+word that says what they are, and alone (a number without any context is often left alone, on
+purpose). The third is speed per second of CPU time of one core: on Python code and package
+descriptions as they are, on those of them in which nothing is found, and on the labelled set,
+which is full of it. The end counts what is found in the real texts, with examples to look at;
+nobody has labelled those.
 """
 
 from __future__ import annotations

@@ -257,6 +257,31 @@ def test_terms_count_whole_words_and_the_longest_once():
     assert scores.top[0] == "porn video, porn"
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="abAB é_-0", max_size=60))
+def test_terms_equal_a_plain_search(text):
+    terms = {"a": 1, "ab": 1, "ab a": 1, "bab": 1, "é": 1, "b-a": 1}
+    expected = {}
+    data = text.encode()
+    folded = data.lower()
+    # Of terms that end at one place the longest counts, and swallows those that begin inside it.
+    found = []
+    for end in range(1, len(folded) + 1):
+        for term in sorted(terms, key=lambda term: -len(term.encode())):
+            start = end - len(term.encode())
+            around = folded[max(start - 1, 0) : max(start, 0)] + folded[end : end + 1]
+            is_inside = any(chr(byte).isalnum() or byte > 127 or byte == 95 for byte in around)
+            if start >= 0 and folded[start:end] == term.encode() and not is_inside:
+                found = [item for item in found if item[0] < start] + [(start, term)]
+                break
+    for _, term in found:
+        expected[term] = expected.get(term, 0) + 1
+    scores = TermList.of(terms, ()).measure(texts_from([text]))
+    assert scores.n_distinct[0] == len(expected)
+    n_words = max(len([word for word in data.split(b" ") if word]), 1)
+    assert scores.per_1000[0] == pytest.approx(1000 * sum(expected.values()) / n_words)
+
+
 def test_a_context_word_excuses_weak_terms_within_its_window_only():
     near, far = "health " + "x " * 40 + "sex", "health " + "x " * 60 + "sex"
     assert TERMS.measure(texts_from([near, far])).n_distinct.tolist() == [0, 1]

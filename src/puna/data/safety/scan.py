@@ -327,9 +327,11 @@ def _at_digit(
 
 
 @kernel
-def _add(table: Array, n: Int, d: Int, start: Int, kind: Int, at: Int) -> Int:
+def _add(table: Array, n: Int, d: Int, kind: Int, at: Int) -> Int:
     """Write a candidate without digits; return the number of rows."""
-    table[n] = d, kind, at - start, at + 1 - start, 0, 0
+    row = table[n]
+    row[0], row[1], row[2], row[3] = d, kind, at, at + 1
+    row[4], row[5] = 0, 0
     return n + 1
 
 
@@ -354,19 +356,21 @@ def _scan(
             if action & _DIGIT:
                 i = _at_digit(data, i, start, end, kinds, counts, row)
                 if row[0] >= 0:
-                    table[n] = d, row[0], row[1] - start, row[2] - start, row[3], row[4]
-                    n += 1
+                    n = _add(table, n, d, row[0], row[1] - start)
+                    table[n - 1, 3] = row[2] - start
+                    table[n - 1, 4] = row[3]
+                    table[n - 1, 5] = row[4]
                 continue
             if action & _AT and _is_in_word(data, i, start, end, kinds):
-                n = _add(table, n, d, start, EMAIL, i)
+                n = _add(table, n, d, EMAIL, i - start)
             if action & _COLON and _is_ipv6(data, i, start, end, kinds):
-                n = _add(table, n, d, start, IPV6, i - 4)
+                n = _add(table, n, d, IPV6, i - 4 - start)
             if action & (_COLON | _EQUALS) and _is_assignment(data, i, start, end, kinds, names):
-                n = _add(table, n, d, start, ASSIGNMENT, i)
+                n = _add(table, n, d, ASSIGNMENT, i - start)
             if action & _ANCHOR:
                 b = _prefix_at(data, i, start, end, kinds, chars, lengths, anchors, firsts)
                 if b >= 0:
-                    n = _add(table, n, d, start, PREFIX, b)
+                    n = _add(table, n, d, PREFIX, b - start)
             i += 1
     return table[:n].copy()
 

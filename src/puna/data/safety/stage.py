@@ -115,7 +115,8 @@ def _model_checks(cfg: SafetyConfig) -> tuple[ModelCheck, ...]:
         if digest is None:
             raise PunaError(
                 f"data.safety.models.{name}: {use.path} is no classifier",
-                "make one with `puna.data.safety.train_hashed` or `puna data classifier train`",
+                "make one with `puna.data.safety.hashed_model.train_hashed`, or with "
+                "`puna data classifier train`",
             )
         checks.append(ModelCheck(name, use, digest))
     return tuple(checks)
