@@ -12,6 +12,7 @@ from puna.core.stage import Stage, arrange, load_plugins, stages
 STAGE_MODULES = (
     "puna.data.ingest",
     "puna.data.filter",
+    "puna.data.safety",
     "puna.data.lines",
     "puna.data.dedup",
     "puna.data.quality",
