@@ -2,6 +2,8 @@
 
 import json
 import random
+import statistics
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from puna.cli.main import entry
+from puna.data.filters.batch import TextBatch
 from puna.data.filters.c4 import C4Quality
 from puna.data.filters.datatrove import FineWebQuality, GopherQuality, GopherRepetition
+from puna.data.filters.dolma import DolmaGopher
 from puna.data.filters.rules import FilterKernel, Rules
 from puna.data.kernels.buffers import texts_from
 from puna.data.label import label_documents
 from puna.data.words.measure import measure
-from puna.data.words.rules import load_rules
+from puna.data.words.rules import STOP_WORDS, load_rules
 from puna.data.words.split import MOST_NESTED, Urls, split_words
 from tests.unit.english_words import FILE, facts
 
@@ -203,3 +207,45 @@ def test_wrong_input_writes_nothing(tmp_path, content, profile, message, capsys)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*.parquet*"))
+
+
+def dolma_values(text):
+    """Dolma's measures by their definitions."""
+    words, lines = text.split(), text.split("\n")
+    n, chars = max(len(words), 1), max(sum(map(len, words)), 1)
+    repeated = [line for line in lines if lines.count(line) > 1]
+    values = {
+        "word_count": len(words),
+        "median_word_length": statistics.median(map(len, words)) if words else 0,
+        "symbol_to_word_ratio": sum("#" in w or "…" in w for w in words) / n,
+        "fraction_of_words_with_alpha_character": sum(any(map(str.isalpha, w)) for w in words) / n,
+        "required_word_count": sum(word in STOP_WORDS for word in words),
+        "fraction_of_lines_starting_with_bullet_point": sum(
+            line.startswith(("*", "-")) for line in lines) / len(lines),
+        "fraction_of_lines_ending_with_ellipsis": sum(
+            line.endswith("…") for line in lines) / len(lines),
+        "fraction_of_duplicate_lines": len(repeated) / len(lines),
+        "fraction_of_characters_in_duplicate_lines": sum(map(len, repeated)) / chars,
+    }  # fmt: skip
+    for size in range(2, 11):
+        grams = Counter(zip(*(words[i:] for i in range(size)), strict=False))
+        weights = {gram: count * len("".join(gram)) for gram, count in grams.items()}
+        if size < 5:
+            top = max(grams, key=grams.__getitem__, default=())
+            name = f"fraction_of_characters_in_most_common_{size}grams"
+            values[name] = weights.get(top, 0) / chars
+        else:
+            name = f"fraction_of_characters_in_duplicate_{size}grams"
+            again = sum(weight for gram, weight in weights.items() if grams[gram] > 1)
+            values[name] = again / max(sum(weights.values()), 1)
+    return values
+
+
+def test_dolmas_measures_are_those_of_its_definitions():
+    texts = [*documents(80, seed=6), *strange_texts(80, seed=7)]
+    docs = TextBatch(pa.array(texts, pa.large_string()))
+    found = {}
+    for finding in DolmaGopher().judge(docs):
+        found.setdefault(finding.reason.partition(".")[2], finding.value)
+    for index, text in enumerate(texts):
+        assert {name: value[index] for name, value in found.items()} == dolma_values(text), text

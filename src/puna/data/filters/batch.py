@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from puna.data.words.columns import COLUMNS, COLUMNS_OF
+from puna.data.words.columns import COLUMNS, COLUMNS_OF, DOLMA_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DATATROVE = "dt_{}"
-"""Names of the signals that are measured as datatrove does."""
+DATATROVE, DOLMA = "dt_{}", "dolma_{}"
+"""Names of the signals that are measured as these do."""
 UNSPACED_SHARE = 0.3
 """From this share of letters in scripts without spaces, measures that count words mean nothing."""
 
@@ -153,11 +153,18 @@ def _as_datatrove(what: int) -> Callable[[Any, np.ndarray], Measured]:
     return measured
 
 
+def _dolma(texts: Any, alive: np.ndarray) -> Measured:
+    from puna.data.words.plain import measure_plain
+
+    return tuple(map(DOLMA.format, DOLMA_COLUMNS)), measure_plain(texts, alive)
+
+
 _GROUPS: dict[str, Callable[[Any, np.ndarray], Measured]] = {
     "chars": _chars,
     "words": _words,
     "lines": _lines,
     "repetition": _repetition,
+    "dolma": _dolma,
     **{f"datatrove.{what}": _as_datatrove(what) for what in COLUMNS_OF},
 }
 
@@ -176,6 +183,7 @@ _GROUP_OF = {
          "dup_paragraph_char_share", "top_2gram_share", "top_3gram_share", "top_4gram_share",
          "dup_5gram_share", "dup_6gram_share", "dup_7gram_share", "dup_8gram_share",
          "dup_9gram_share", "dup_10gram_share"), "repetition"),
+    **dict.fromkeys(map(DOLMA.format, DOLMA_COLUMNS), "dolma"),
     **{DATATROVE.format(name): f"datatrove.{what}"
        for what, names in COLUMNS_OF.items() for name in names},
 }  # fmt: skip

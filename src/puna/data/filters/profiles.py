@@ -6,7 +6,7 @@ with checks of ours for broken encodings, data and licence texts.
 (Kocetkov et al. 2022), encoded data after StarCoder2 (Lozhkov et al. 2024), generated files.
 ``gopher``, ``c4``, ``fineweb``: the filters of datatrove, decision for decision, on the words of
 spaCy's English tokenizer; ``fineweb-pipeline``: all of them in FineWeb's order, in which lines need
-no full stop (Penedo et al. 2024).
+no full stop (Penedo et al. 2024). ``dolma``: Gopher's rules as dolma applies them.
 Cheap checks come first; the order decides which reason a document with several faults gets.
 """
 
@@ -19,6 +19,7 @@ from puna.data.filters import heuristics as h
 from puna.data.filters.base import FILTERS, FilterConfig
 from puna.data.filters.c4 import C4Quality
 from puna.data.filters.datatrove import FineWebQuality, GopherQuality, GopherRepetition
+from puna.data.filters.dolma import DolmaGopher
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ for _name, _filters in (
     ("gopher", (GopherRepetition(), GopherQuality())),
     ("c4", (C4Quality(),)),
     ("fineweb", (FineWebQuality(),)),
+    ("dolma", (DolmaGopher(),)),
     (
         "fineweb-pipeline",
         (GopherRepetition(), GopherQuality(), C4Quality(terminal_punctuation=False),

@@ -24,3 +24,9 @@ COLUMNS_OF = {
     WORDS: WORD_COLUMNS, TEXT: TEXT_COLUMNS, REPETITION: REPETITION_COLUMNS,
     SENTENCES: SENTENCE_COLUMNS,
 }  # fmt: skip
+DOLMA_COLUMNS = (
+    "words", "chars", "low_median", "high_median", "symbol_words", "alpha_words", "required_words",
+    "lines", "bullet_lines", "ellipsis_lines", "dup_lines", "dup_line_chars",
+    *(f"{what}_{n}grams" for n in range(2, 11) for what in ("top", "dup", "all")),
+)  # fmt: skip
+"""Of dolma's tagger; see :mod:`puna.data.words.plain`."""
