@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +359,22 @@ def test_verified_links_connect_what_exact_similarities_connect() -> None:
     near = found >= 0.8
     assert similarities(pairs[near], sets).tolist() == found[near].tolist()
     assert (components(n, pairs[near]) == components(n, every[exact >= 0.8])).all()
+
+
+def test_a_large_family_takes_no_quadratic_time() -> None:
+    """20,000 near-copies in common buckets: each is compared with one, not with all."""
+    from puna.data.kernels.components import components, link_buckets
+
+    n = 20_000
+    signatures = np.zeros((n, 128), np.uint32)
+    signatures[:, 0] = np.arange(n)  # one value of their own, in the first band
+    keys = band_keys(signatures, 32)[:, 1:].T.ravel()
+    nodes = np.tile(np.arange(n), 31)
+    start = time.process_time()
+    pairs, found = link_buckets(
+        keys, nodes, signatures[nodes], n_bands=32, near=0.8, loose=0.5
+    )  # fmt: skip
+    assert time.process_time() - start < 5  # all pairs of a bucket are 2e8
+    assert (components(n, pairs) == 0).all()
+    assert len(pairs) == n - 1
+    assert (found == 127 / 128).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, Float, Int, fixed, kernel
+from puna.data.kernels.buffers import Array, Int, fixed, kernel
 from puna.data.kernels.jaccard import NO_SETS, Sets, similarity
 
 
@@ -79,6 +79,79 @@ def _compare(
 
 
 @kernel
+def _join(i: Int, c: Int, own: Int, first: Array, last: Array, after: Array) -> Int:
+    """Let member ``i``, or its component ``own``, take in component ``c``; return its own."""
+    if own < 0:
+        after[last[c]] = i
+        last[c] = i
+        return c
+    after[last[own]] = first[c]
+    last[own] = last[c]
+    return own
+
+
+@kernel
+def _link_bucket(
+    start: Int,
+    end: Int,
+    buckets: Array,
+    nodes: Array,
+    signatures: Array,
+    values: Array,
+    starts: Array,
+    limits: Array,
+    floors: Array,
+    edges: Array,
+    found: Array,
+    n_edges: Int,
+) -> Int:
+    """Write the links of one bucket behind the others; return the number of all.
+
+    The near components are lists of members: ``first`` and ``last`` per component, ``after`` per
+    member. A member is compared with those of a component until one is near.
+    """
+    near, loose = floors
+    size, band, n_new = end - start, buckets[start] & 127, limits[4]
+    first, last = np.empty(size, np.int64), np.empty(size, np.int64)
+    after, by_loose = np.full(size, -1), np.arange(size)
+    n_components = 0
+    for i in range(size):
+        own, c = -1, 0
+        while c < n_components:
+            j, likeness = first[c], -1.0
+            while j >= 0 and likeness < near:
+                is_known = nodes[start + i] >= n_new and nodes[start + j] >= n_new
+                if not is_known:  # two of the index were compared when it was made
+                    joined = find(by_loose, i) == find(by_loose, j)
+                    likeness, common = _compare(
+                        signatures, values, starts, nodes, start + i, start + j, limits, band,
+                        joined,
+                    )  # fmt: skip
+                    if likeness >= near or (likeness >= loose and not joined):
+                        unite(by_loose, i, j)
+                        if common == band:
+                            a, b = nodes[start + i], nodes[start + j]
+                            edges[n_edges, 0], edges[n_edges, 1] = min(a, b), max(a, b)
+                            found[n_edges] = likeness
+                            n_edges += 1
+                j = after[j]
+            if likeness < near:
+                c += 1
+                continue
+            joins_first = own < 0
+            own = _join(i, c, own, first, last, after)
+            if joins_first:
+                c += 1
+            else:  # the last component takes the place of the one that was taken in
+                n_components -= 1
+                first[c], last[c] = first[n_components], last[n_components]
+        if own < 0:
+            first[n_components] = last[n_components] = i
+            n_components += 1
+    return n_edges
+
+
+@kernel
 def _link(
     buckets: Array,
     nodes: Array,
@@ -86,8 +159,7 @@ def _link(
     values: Array,
     starts: Array,
     limits: Array,
-    near: Float,
-    loose: Float,
+    floors: Array,
     edges: Array,
     found: Array,
 ) -> Int:
@@ -98,37 +170,18 @@ def _link(
     gives at most 2 (m - 1) links and the components are those of all pairs.
 
     ``limits``: rows per band; equal values from which a pair is looked at, and from which it is
-    verified; those that reach ``near``; first node of an index.
+    verified; those that reach ``near``; first node of an index. ``floors``: similarities near and
+    loose.
     """
-    n_new = limits[4]
     n, n_edges, start = len(buckets), 0, 0
     while start < n:
         end = start + 1
         while end < n and buckets[end] == buckets[start]:
             end += 1
-        band = buckets[start] & 127
-        by_near, by_loose = np.arange(end - start), np.arange(end - start)
-        for i in range(1, end - start):
-            for j in range(i):
-                if nodes[start + j] >= n_new:
-                    break  # both are of the index, and were compared when it was made
-                if find(by_near, i) == find(by_near, j):
-                    continue
-                likeness, first = _compare(
-                    signatures, values, starts, nodes, start + i, start + j, limits, band,
-                    find(by_loose, i) == find(by_loose, j),
-                )  # fmt: skip
-                if likeness < loose:
-                    continue
-                if likeness >= near:
-                    unite(by_near, i, j)
-                elif find(by_loose, i) == find(by_loose, j):
-                    continue
-                unite(by_loose, i, j)
-                if first == band:
-                    edges[n_edges, 0], edges[n_edges, 1] = nodes[start + j], nodes[start + i]
-                    found[n_edges] = likeness
-                    n_edges += 1
+        n_edges = _link_bucket(
+            start, end, buckets, nodes, signatures, values, starts, limits, floors, edges, found,
+            n_edges,
+        )  # fmt: skip
         start = end
     return n_edges
 
@@ -147,7 +200,8 @@ def link_buckets(
     """Find similar pairs among the members of complete buckets.
 
     Every pair of a bucket is either compared or already connected, whatever the size of the bucket:
-    none is lost to a cap. Time grows with the square of the number of dissimilar members.
+    none is lost to a cap. Time grows with the square of the number of members that are not near to
+    each other.
 
     With ``sets``, the estimate by signatures only chooses what is verified: a pair whose estimate
     is above ``near`` less :data:`SCREEN_SIGMAS` standard errors gets its exact Jaccard similarity;
@@ -177,7 +231,7 @@ def link_buckets(
     found = np.empty(2 * len(buckets), np.float64)
     n_edges = _link(
         fixed(buckets), fixed(nodes), fixed(signatures), fixed(sets.values), fixed(sets.starts),
-        limits, near - _ROUNDING, loose - _ROUNDING, edges, found,
+        limits, (near - _ROUNDING, loose - _ROUNDING), edges, found,
     )  # fmt: skip
     return edges[:n_edges], found[:n_edges]
 
