@@ -15,10 +15,10 @@ from puna.data.testing import folder_bytes, kept_rows, rejected_rows
 from puna.data.why import why
 
 STAGES = (ingest, filter, safety, lines, dedup, decontaminate, split)  # importing registers them
-WORDS = (
+WORDS = (  # noqa: SIM905
     "river stone walk green letter music garden window paper morning village answer question "
     "winter summer mountain bread silver golden simple history science number people language"
-).split()  # noqa: SIM905
+).split()
 EXAMPLE = "which animal carries wool and grass across the high plain of the andes in the dry season"
 FOOTER = "Copyright of the example site, all of its pages end with this very line."
 
