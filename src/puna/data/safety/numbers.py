@@ -29,11 +29,14 @@ _ADDRESS_CONTEXT = re.compile(
     rb"(?i)(?<![a-z])(?:ip|ipv4|addr(?:ess(?:es)?)?|hosts?|servers?|clients?|ping|dns|from|peer|"
     rb"remote|connect(?:ed|ion)?|proxy|gateway|logged in|ssh|nmap|curl)(?![a-z]).{0,24}\Z|://\Z"
 )
+_VERSION_WORD = re.compile(
+    rb"(?i)version|release|upgrade|update|bump|patch|require|depend|section|chapter|\bv\d"
+)
 _RESOLVERS = frozenset(
     ("8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "208.67.222.222", "208.67.220.220")
 )
 _CARD = re.compile(
-    rb"(?<![\w.,\-])(?<!\d )"
+    rb"(?<![\w.,\-/])(?<!\d )(?<![0-9A-F]{4} )"
     rb"(?:\d{4}([ \-])\d{4}\1\d{4}\1\d{4}|3\d{3}([ \-])\d{6}\2\d{4,5}|\d{12,19})"
     rb"(?!\w|[.,]\d|-\d|\.\w| \d{4}\b)"
 )
@@ -177,16 +180,17 @@ def _near(context: re.Pattern[bytes], view: memoryview, start: int) -> bool:
 def _is_public_ipv4(view: memoryview, start: int, text: str) -> bool:
     """Tell an address of the public internet from a version, a section or a private address.
 
-    Without a word for address before it, one of the four numbers must be at least 64 (ours).
+    Versions have small numbers: what begins with less than 20, or has none from 64 on, needs a word
+    for address before it, or the form of a web server's log behind it (the limits are ours).
     """
     address = ipaddress.IPv4Address(text)
     if not address.is_global or address.is_multicast or address.is_reserved or text in _RESOLVERS:
         return False
-    if _near(_ADDRESS_CONTEXT, view, start):
+    if bytes(view[start + len(text) : start + len(text) + 4]) == b" - -":
         return True
-    if _near(_VERSION_CONTEXT, view, start):
-        return False
-    return max(address.packed) >= 64
+    if address.packed[0] >= 20 and max(address.packed) >= 64:
+        return not _near(_VERSION_CONTEXT, view, start) or _near(_ADDRESS_CONTEXT, view, start)
+    return _near(_ADDRESS_CONTEXT, view, start) and not _near(_VERSION_WORD, view, start)
 
 
 def _iban(view: memoryview, start: int) -> int | None:

@@ -25,17 +25,21 @@ _LENGTHS = {"1": (10, 10), "7": (10, 10), "33": (9, 9), "34": (9, 9), "31": (9, 
 """Least and most digits after the country code; 6 to 12 for others."""
 
 _WORDS = """tel telephone telefon telefono teléfono tél téléphone phone fax mobile mobil mob
-móvil cell cellular cellulare cellphone call ring dial whatsapp sms handy handynummer rufnummer
-telefonnummer durchwahl portable hotline"""
+móvil cell cellular cellulare cellphone whatsapp sms handy handynummer rufnummer telefonnummer
+durchwahl portable hotline"""
 _CONTEXT = frozenset(word.encode() for word in _WORDS.split())
 _WORD = re.compile(rb"[a-z\x80-\xff]+(?![a-z\x80-\xff(])")
+_CALL = re.compile(
+    rb"(?<![a-z_])(?:call|ring|reach|text|dial)(?: (?:me|us|him|her|them))?"
+    rb"(?: (?:at|on|under))?[: ]{0,3}\Z"
+)
 _SIGNS = tuple(sign.encode() for sign in ("☎", "☏", "📞", "📱", "电话", "電話", "手机"))
 _CONTEXT_BYTES = 40
 _SEP = rb"(?:[ .\-]|\xc2\xa0|\xe2\x80[\xaf\x91\x93])"
 _EXTENSION = rb"(?: ?(?:x|ext\.?|extension) ?\d{1,5}(?!\w))?"
 _NANP = re.compile(
     rb"(?<![\w.\-/+])(?:1[ .\-])?"
-    rb"(?:\(([2-9]\d\d)\)[ \-]?|([2-9]\d\d)([.\-]))([2-9]\d\d)[ .\-](\d{4})"
+    rb"(?:\(([2-9]\d\d)\)[ \-]?([2-9]\d\d)[ .\-]|([2-9]\d\d)([.\-])([2-9]\d\d)\4)(\d{4})"
     + _EXTENSION
     + rb"(?!\w|[.\-/]\d|-\w)"
 )
@@ -49,6 +53,9 @@ _AREA_CODE = re.compile(
 _FRENCH = re.compile(
     rb"(?<![\w.,\-/+])(?<!\d )0[1-9](" + _SEP + rb")\d\d(?:\1\d\d){3}(?!\w|[.,\-/ ]\d)"
 )
+_JOINED = (b"(", b".", b",", b"-", b"/")
+# 00 and a country code; groups behind it begin with 0 in no number, and are not set apart by dots.
+_DIALLED = re.compile(rb"00[1-9]\d{0,2}(?:[ \-](?!0)|[ \-]?\(0\)|39 ?0)")
 _AFTER = re.compile(_EXTENSION)
 _GROUP = re.compile(rb"\d+")
 _LOOSE = re.compile(
@@ -58,7 +65,8 @@ _LOOSE = re.compile(
 _FICTIONAL = re.compile(rb"555[ .\-]?01\d\d(?!\d)")
 _DATE = re.compile(
     rb"(?:19|20)\d\d[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./](?:19|20)\d\d|"
-    rb"(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d"
+    rb"(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d|"
+    rb"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)"
 )
 
 
@@ -74,13 +82,9 @@ def find_phones(view: memoryview, start: int, end: int) -> list[tuple[int, int]]
     if sign.endswith(b"+") and not sign[:-1].isalnum():
         found = _international(view, start, end, start - 1)
         return [found] if found else []
-    if (
-        sign[-1:] != b"("
-        and bytes(view[start : start + 2]) == b"00"
-        and bytes(view[start + 2 : start + 3]) != b"0"
-    ):
+    if sign[-1:] not in _JOINED and _DIALLED.match(view, start, end):
         found = _international(view, start + 2, end, start)
-        if found and _GROUP.fullmatch(view, start, found[1]) is None:
+        if found:
             return [found]
     low = start - 1 if sign.endswith(b"(") else start
     found_spans = _strong(view, low, end)
@@ -94,7 +98,8 @@ def find_phones(view: memoryview, start: int, end: int) -> list[tuple[int, int]]
 def _has_context(view: memoryview, start: int) -> bool:
     """Tell whether a word for telephone stands shortly before, as it must for a weak shape."""
     line = before(view, start, _CONTEXT_BYTES)
-    if not _CONTEXT.isdisjoint(_WORD.findall(line.lower())):
+    lower = line.lower()
+    if not _CONTEXT.isdisjoint(_WORD.findall(lower)) or _CALL.search(lower):
         return True
     return not line.isascii() and any(sign in line for sign in _SIGNS)
 
@@ -114,7 +119,7 @@ def _international(view: memoryview, start: int, end: int, first: int) -> tuple[
         if n + size > high:
             break
         n, stop = n + size, group.end()
-    if n < low:
+    if n < low or _FICTIONAL.search(view, start + 4, stop):
         return None
     extension = _AFTER.match(view, stop)
     stop = extension.end() if extension else stop
@@ -126,11 +131,11 @@ def _strong(view: memoryview, start: int, end: int) -> list[tuple[int, int]]:
     stop = min(len(view), end + 16)
     spans = [match.span() for match in _AREA_CODE.finditer(view, start, stop)]
     for match in _NANP.finditer(view, start, stop):
-        area, exchange = match[1] or match[2], match[4]
-        fictional = exchange == b"555" and match[5][:2] == b"01"
+        area, exchange = match[1] or match[3], match[2] or match[5]
+        fictional = exchange == b"555" and match[6][:2] == b"01"
         if area[1:] == b"11" or exchange[1:] == b"11" or fictional:
             continue
-        if match[3] != b"." or _is_prose(view, match.start(), match.end()):
+        if match[4] != b"." or _is_prose(view, match.start(), match.end()):
             spans.append(match.span())
     spans += [
         match.span()

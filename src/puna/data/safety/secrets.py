@@ -65,8 +65,8 @@ _SLUG = re.compile(
 _USER = re.compile(rb"[^\s/@\"'<>]*")
 _USER_PASSWORD = re.compile(rb"[^\s/@:\"'<>]{0,64}:([^\s@\"'<>/]{1,128})")
 _URL_PLACEHOLDER = re.compile(
-    rb"(?i)(?:my|your|the|db|some)?[_\-]?(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|x+|\*+|\.+|"
-    rb"example|changeme|foo|bar|test)"
+    rb"(?i)[\w\-%]*(?:pass(?:word|wort|wd|phrase)?|secret|token|example|changeme)[a-z_\-]*|"
+    rb"(?:[a-z]+[_\-]?)?(?:pwd|pw|key)|x+|\*+|\.+|foo|bar|test"
 )
 
 
