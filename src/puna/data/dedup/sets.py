@@ -88,7 +88,9 @@ def _packed(dataset: Path) -> Iterator[tuple[int, pa.Array]]:
             first += batch.num_rows
 
 
-def _chosen(packed: pa.Array, rows: np.ndarray | None, first: int) -> tuple[np.ndarray, bytes]:
+def _chosen(
+    packed: pa.Array, rows: np.ndarray | None, first: int
+) -> tuple[np.ndarray, bytes | memoryview]:
     """Return the number of shingles of each row and the bytes of the chosen ones."""
     if rows is not None:
         start, stop = np.searchsorted(rows, [first, first + len(packed)])
@@ -100,7 +102,7 @@ def _chosen(packed: pa.Array, rows: np.ndarray | None, first: int) -> tuple[np.n
     offsets = offsets[packed.offset : packed.offset + len(packed) + 1]
     data = packed.buffers()[2]
     content = b"" if data is None else memoryview(data)[offsets[0] : offsets[-1]]
-    return np.diff(offsets) // 4, content  # type: ignore[return-value]
+    return np.diff(offsets) // 4, content
 
 
 def open_store(folder: Path | None) -> Sets:
