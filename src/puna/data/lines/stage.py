@@ -3,7 +3,7 @@
 1. One pass over the text: the hash of every line (with its bucket of documents), counted per batch;
    counts of tokens per source.
 2. Counts are added up by the data engine, which spills to disk; only the hashes above the threshold
-   become a table that workers map into memory: about 32 bytes for each of them.
+   become a table that workers map into memory: 32 to 64 bytes for each of them.
 3. A second pass cuts lines and judges documents.
 """
 
