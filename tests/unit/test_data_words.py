@@ -4,6 +4,7 @@ import json
 import random
 import statistics
 from collections import Counter
+from itertools import islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +84,35 @@ def documents(n, seed):
         yield text
 
 
+def repeating(rng, phrase_words, times, n_words, n_phrases=1):
+    """Phrases some times each among words of six letters that all differ."""
+    unique = {"".join(rng.choices("abcdefghijklmnop", k=6)): None for _ in range(2 * n_words)}
+    words = iter(unique)
+    phrases = [" ".join(islice(words, phrase_words)) for _ in range(n_phrases)] * times
+    n_rest = n_words - len(phrases) * phrase_words - 4
+    rest = [*islice(words, n_rest), "the", "of", "and", "that"]
+    step = len(rest) // len(phrases) + 1
+    chunks = [" ".join(rest[first : first + step]) for first in range(0, len(rest), step)]
+    return " ".join(f"{one} {chunk}" for one, chunk in zip_longest(phrases, chunks, fillvalue=""))
+
+
+def rare_documents(seed):
+    """Texts for the reasons that random ones seldom meet."""
+    rng = random.Random(seed)
+    yield "to of " + " ".join(rng.sample([a + b for a in "abcdefgh" for b in "klmnopqr"], 60))
+    unique = [f"word{rng.choice('abcdefgh')}{i}" for i in range(120)]
+    yield " ".join(unique)
+    yield "\n".join(f"the … and {word}" for word in unique)
+    yield "\n".join(f"* the {word} of that {word[::-1]}" for word in unique)
+    yield "\n".join(f"Internationalised{word} misunderstandings." for word in unique) + "\n"
+    for n, limit in zip(range(5, 11), (0.15, 0.14, 0.13, 0.12, 0.11, 0.10), strict=True):
+        # of seven characters one is a space
+        yield repeating(rng, n, 2, int(4 * 6 / 7 * n / (limit + 0.003)), n_phrases=4)
+        yield repeating(rng, 40, 2, int(2 * (40 - n + 1) / (limit + 0.002)))
+    for n, times, n_words in ((2, 13, 100), (3, 8, 120), (4, 5, 120)):
+        yield repeating(rng, n, times, n_words)
+
+
 def test_the_facts_are_those_of_the_libraries():
     assert json.loads(FILE.read_text(encoding="utf-8")) == facts()
 
@@ -124,7 +154,7 @@ def test_decisions_reasons_and_texts_are_datatroves(mine, theirs):
         {} if getattr(mine, "terminal_punctuation", True) else {"filter_no_terminal_punct": False}
     )
     peer = getattr(datatrove_filters, theirs)(**options)
-    texts = [*documents(250, seed=2), *strange_texts(100, seed=3)]
+    texts = [*documents(250, seed=2), *strange_texts(100, seed=3), *rare_documents(seed=8)]
     verdicts = Rules((mine,), detect_language=False).judge(pa.array(texts, pa.large_string()))
     seen = set()
     for index, text in enumerate(texts):
@@ -139,7 +169,8 @@ def test_decisions_reasons_and_texts_are_datatroves(mine, theirs):
         seen.add(reason)
         if mine.rewrites and found is True:
             assert verdicts.text[index] == document.text
-    assert len(seen) > 3  # the texts fail for several reasons
+    # 100,000 words take spaCy long, and C4 without full stops only differs in the lines
+    assert seen >= set(mine.reasons) - {"gopher_quality.gopher_long_doc"}
 
 
 def test_what_is_measured_of_a_text_depends_on_it_alone():
@@ -242,10 +273,14 @@ def dolma_values(text):
 
 
 def test_dolmas_measures_are_those_of_its_definitions():
-    texts = [*documents(80, seed=6), *strange_texts(80, seed=7)]
+    texts = [*documents(80, seed=6), *strange_texts(80, seed=7), *rare_documents(seed=9)]
     docs = TextBatch(pa.array(texts, pa.large_string()))
     found = {}
     for finding in DolmaGopher().judge(docs):
         found.setdefault(finding.reason.partition(".")[2], finding.value)
     for index, text in enumerate(texts):
         assert {name: value[index] for name, value in found.items()} == dolma_values(text), text
+    texts += documents(250, seed=2)
+    texts = pa.array(texts, pa.large_string())
+    verdicts = Rules((DolmaGopher(),), detect_language=False).judge(texts)
+    assert set(DolmaGopher.reasons) <= set(verdicts.reason)
