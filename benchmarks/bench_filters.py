@@ -31,7 +31,8 @@ from puna.data.filters.c4 import C4Quality
 from puna.data.filters.datatrove import FineWebQuality, GopherQuality, GopherRepetition
 from puna.data.filters.profiles import PROFILES
 from puna.data.filters.rules import Rules, Verdicts
-from puna.data.words.split import Urls, split_words
+from puna.data.words.split import split_words
+from puna.data.words.urls import Urls
 
 MAX_CHARS = 200_000
 SHOWN_DIFFERENCES = 10

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from bench_data import cpu_per_mb
 
 from puna.core.ledger import Ledger
 from puna.data.decontaminate import DecontaminateConfig, decontaminate
@@ -178,13 +179,7 @@ def plain_line(line: str) -> str:
 
 def rate(work: Callable[[], object], n_bytes: int, repeats: int = 3) -> float:
     """MB per CPU second, the best of some runs after one that compiles."""
-    work()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
-    return n_bytes / MB / best
+    return 1 / cpu_per_mb(work, n_bytes, repeats)
 
 
 def bench_kernels(texts: Texts, folder: Path, examples: list[str]) -> None:

@@ -2,8 +2,8 @@
 
     python tests/unit/english_words.py
 
-Reads the installed libraries and writes ``src/puna/data/words/english.json``; the test of the same
-name compares the file with them.
+Reads the installed libraries and writes ``src/puna/data/words/english.json``; test_data_words
+compares the file with them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from puna.data.kernels.buffers import texts_from
 from puna.data.label import label_documents
 from puna.data.words.measure import measure
 from puna.data.words.rules import STOP_WORDS, load_rules
-from puna.data.words.split import MOST_NESTED, Urls, split_words
+from puna.data.words.split import MOST_NESTED, split_words
+from puna.data.words.urls import Urls
 from tests.unit.english_words import FILE, facts
 
 spacy = pytest.importorskip("spacy")

@@ -135,3 +135,8 @@ def below(
     value = np.asarray(value, np.float64)
     failed = value < limit
     return Finding(reason, value, float(limit), failed if where is None else failed & where)
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide counts, [n_docs]; 0 where the whole is 0, of which no part can be more."""
+    return part / np.maximum(whole, 1)

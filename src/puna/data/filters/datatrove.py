@@ -15,19 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from puna.data.filters.base import FilterConfig, Finding, above, below, register
+from puna.data.filters.base import FilterConfig, Finding, above, below, register, share
 from puna.data.filters.batch import TextBatch
 
 
 def _reasons(name: str, meanings: dict[str, str]) -> dict[str, str]:
     return {f"{name}.{reason}": meaning for reason, meaning in meanings.items()}
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return part / np.maximum(whole, 1)
 
 
 @register("gopher_quality")
@@ -72,17 +67,17 @@ class GopherQuality(FilterConfig):
         lines = docs["dt_n_lines"]
         yield below("gopher_quality.gopher_short_doc", real, self.min_words)
         yield above("gopher_quality.gopher_long_doc", real, self.max_words)
-        mean = _share(docs["dt_n_real_chars"], real)
+        mean = share(docs["dt_n_real_chars"], real)
         yield below("gopher_quality.gopher_below_avg_threshold", mean, self.min_word_length)
         yield above("gopher_quality.gopher_above_avg_threshold", mean, self.max_word_length)
-        hashes, ellipses = _share(docs["dt_n_hashes"], words), _share(docs["dt_n_ellipses"], words)
+        hashes, ellipses = share(docs["dt_n_hashes"], words), share(docs["dt_n_ellipses"], words)
         yield above("gopher_quality.gopher_too_many_hashes", hashes, self.max_symbols)
         yield above("gopher_quality.gopher_too_many_ellipsis", ellipses, self.max_symbols)
-        bullets = _share(docs["dt_n_bullet_lines"], lines)
+        bullets = share(docs["dt_n_bullet_lines"], lines)
         yield above("gopher_quality.gopher_too_many_bullets", bullets, self.max_bullet_lines)
-        ended = _share(docs["dt_n_ellipsis_lines"], lines)
+        ended = share(docs["dt_n_ellipsis_lines"], lines)
         yield above("gopher_quality.gopher_too_many_end_ellipsis", ended, self.max_ellipsis_lines)
-        alpha = _share(docs["dt_n_letter_words"], words)
+        alpha = share(docs["dt_n_letter_words"], words)
         yield below("gopher_quality.gopher_below_alpha_threshold", alpha, self.min_alpha_words)
         yield below(
             "gopher_quality.gopher_enough_stop_words", docs["dt_n_stop_words"], self.min_stop_words
@@ -129,14 +124,14 @@ class GopherRepetition(FilterConfig):
             ("dup_line_frac", "dup_lines", "n_line_parts", self.dup_lines),
             ("dup_line_char_frac", "dup_line_chars", "n_chars", self.dup_line_chars),
         ):
-            share = _share(docs[f"dt_{part}"], docs[f"dt_{whole}"])
-            yield above(f"gopher_repetition.{name}", share, limit)
+            found = share(docs[f"dt_{part}"], docs[f"dt_{whole}"])
+            yield above(f"gopher_repetition.{name}", found, limit)
         for n, limit in zip(range(2, 5), self.top_ngrams, strict=True):
-            share = _share(docs[f"dt_top_{n}gram_chars"], chars)
-            yield above(f"gopher_repetition.top_{n}_gram", share, limit)
+            found = share(docs[f"dt_top_{n}gram_chars"], chars)
+            yield above(f"gopher_repetition.top_{n}_gram", found, limit)
         for n, limit in zip(range(5, 11), self.dup_ngrams, strict=True):
-            share = _share(docs[f"dt_dup_{n}gram_chars"], chars)
-            yield above(f"gopher_repetition.duplicated_{n}_n_grams", share, limit)
+            found = share(docs[f"dt_dup_{n}gram_chars"], chars)
+            yield above(f"gopher_repetition.duplicated_{n}_n_grams", found, limit)
 
 
 @register("fineweb_quality")
@@ -165,11 +160,11 @@ class FineWebQuality(FilterConfig):
         """Compare in datatrove's order."""
         lines, newlines = docs["dt_n_full_lines"], docs["dt_n_newlines"]
         yield below("fineweb_quality.empty", lines, 1)
-        ended = _share(docs["dt_n_ended_lines"], lines)
+        ended = share(docs["dt_n_ended_lines"], lines)
         yield below("fineweb_quality.line_punct_ratio", ended, self.min_ended_lines)
-        short = _share(docs["dt_n_short_lines"], lines)
+        short = share(docs["dt_n_short_lines"], lines)
         yield above("fineweb_quality.short_line_ratio", short, self.max_short_lines)
-        repeated = _share(docs["dt_n_repeated_line_chars"], docs["dt_n_chars"] - newlines)
+        repeated = share(docs["dt_n_repeated_line_chars"], docs["dt_n_chars"] - newlines)
         yield above("fineweb_quality.char_dup_ratio", repeated, self.max_dup_chars)
-        per_word = _share(newlines, docs["dt_n_words"])
+        per_word = share(newlines, docs["dt_n_words"])
         yield above("fineweb_quality.list_ratio", per_word, self.max_newlines)

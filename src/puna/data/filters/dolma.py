@@ -11,20 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from puna.data.filters.base import FilterConfig, Finding, above, below, register
+from puna.data.filters.base import FilterConfig, Finding, above, below, register, share
 from puna.data.filters.batch import TextBatch
 
 _NAMES = (
     *(f"fraction_of_characters_in_most_common_{n}grams" for n in range(2, 5)),
     *(f"fraction_of_characters_in_duplicate_{n}grams" for n in range(5, 11)),
 )
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return part / np.maximum(whole, 1)
 
 
 @register("dolma_gopher")
@@ -86,9 +81,9 @@ class DolmaGopher(FilterConfig):
         median = (docs["dolma_low_median"] + docs["dolma_high_median"]) / 2
         yield below(f"{name}median_word_length", median, self.min_median_length)
         yield above(f"{name}median_word_length", median, self.max_median_length)
-        symbols = _share(docs["dolma_symbol_words"], words)
+        symbols = share(docs["dolma_symbol_words"], words)
         yield above(f"{name}symbol_to_word_ratio", symbols, self.max_symbols)
-        alpha = _share(docs["dolma_alpha_words"], words)
+        alpha = share(docs["dolma_alpha_words"], words)
         yield below(f"{name}fraction_of_words_with_alpha_character", alpha, self.min_alpha_words)
         required = docs["dolma_required_words"]
         yield below(f"{name}required_word_count", required, self.min_required_words)
@@ -98,11 +93,11 @@ class DolmaGopher(FilterConfig):
             ("duplicate_lines", "dup_lines", lines, self.max_dup_lines),
             ("characters_in_duplicate_lines", "dup_line_chars", chars, self.max_dup_line_chars),
         ):
-            share = _share(docs[f"dolma_{part}"], whole)
-            yield above(f"{name}fraction_of_{check}", share, limit)
+            found = share(docs[f"dolma_{part}"], whole)
+            yield above(f"{name}fraction_of_{check}", found, limit)
         for n, limit in zip(range(2, 5), self.top_ngrams, strict=True):
-            share = _share(docs[f"dolma_top_{n}grams"], chars)
-            yield above(name + _NAMES[n - 2], share, limit)
+            found = share(docs[f"dolma_top_{n}grams"], chars)
+            yield above(name + _NAMES[n - 2], found, limit)
         for n, limit in zip(range(5, 11), self.dup_ngrams, strict=True):
-            share = _share(docs[f"dolma_dup_{n}grams"], docs[f"dolma_all_{n}grams"])
-            yield above(name + _NAMES[n - 2], share, limit)
+            found = share(docs[f"dolma_dup_{n}grams"], docs[f"dolma_all_{n}grams"])
+            yield above(name + _NAMES[n - 2], found, limit)

@@ -138,6 +138,15 @@ def _stamped(function: Any) -> Any:
 
 
 @kernel
+def longest_text(offsets: Array) -> Int:
+    """Return the bytes of the longest text of a batch."""
+    longest = 0
+    for d in range(len(offsets) - 1):
+        longest = max(longest, offsets[d + 1] - offsets[d])
+    return longest
+
+
+@kernel
 def power_of_two(n: Int) -> Int:
     """Return the smallest power of two that is at least ``n`` (and at least 8)."""
     size = 8

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from puna.data.kernels.buffers import Array, Float, Int, Texts, fixed, kernel
+from puna.data.kernels.buffers import Array, Float, Int, Texts, fixed, kernel, longest_text
 from puna.data.kernels.minhash import WORD_BYTE, shingle_hashes
 
 
@@ -32,9 +32,7 @@ NO_SETS = Sets(np.empty(0, np.uint32), np.zeros(1, np.int64))
 @kernel
 def _collect(data: Array, offsets: Array, wanted: Array, table: Array, out: Array) -> Array:
     n = len(offsets) - 1
-    longest = 0
-    for d in range(n):
-        longest = max(longest, offsets[d + 1] - offsets[d])
+    longest = longest_text(offsets)
     words = np.empty(longest + 1, np.uint64)
     shingles = np.empty(longest + 1, np.uint32)
     ends = np.zeros(n + 1, np.int64)

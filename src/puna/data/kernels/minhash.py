@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.data.kernels.buffers import FNV_PRIME, FNV_SEED, MIX, Array, Int, Texts, kernel
+from puna.data.kernels.buffers import (
+    FNV_PRIME,
+    FNV_SEED,
+    MIX,
+    Array,
+    Int,
+    Texts,
+    kernel,
+    longest_text,
+)
 from puna.data.kernels.chars import code_point, is_unspaced
 
 N_PERMUTATIONS = 128
@@ -128,9 +137,7 @@ def shingle_hashes(
 @kernel
 def _sign(data: Array, offsets: Array, table: Array, a: Array, b: Array) -> Array:
     n = len(offsets) - 1
-    longest = 0
-    for d in range(n):
-        longest = max(longest, offsets[d + 1] - offsets[d])
+    longest = longest_text(offsets)
     words = np.empty(longest + 1, np.uint64)
     shingles = np.empty(longest + 1, np.uint32)
     signatures = np.empty((n, N_PERMUTATIONS), np.uint32)

@@ -15,6 +15,7 @@ import xxhash
 
 from puna.core.errors import PunaError
 from puna.core.fsio import hash_file
+from puna.data.safety.lists import read_list
 
 _HOSTS_ADDRESSES = frozenset(("0.0.0.0", "127.0.0.1", "::", "::1"))
 _HOSTS_NAMES = frozenset(("localhost", "localhost.localdomain", "local", "broadcasthost",
@@ -31,13 +32,7 @@ def read_block_list(path: Path) -> Iterator[str]:
     Raises:
         PunaError: The file is missing, not UTF-8, or a line is none of these.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise PunaError(f"block list {path} does not exist", "check `block_lists`") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise PunaError(f"block list {path}: {error}", "give a text file in UTF-8") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_list(path, "block list", "block_lists"), start=1):
         words = line.partition("#")[0].split()
         if len(words) == 2 and words[0] in _HOSTS_ADDRESSES:
             words = [] if words[1] in _HOSTS_NAMES else words[1:]

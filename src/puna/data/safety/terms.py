@@ -15,6 +15,7 @@ from puna.core.errors import PunaError
 from puna.data.kernels.buffers import Array, Texts, fixed, kernel
 from puna.data.kernels.phrases import Automaton, compile_phrases
 from puna.data.kernels.words import count_words
+from puna.data.safety.lists import read_list
 
 EXCUSABLE_BELOW = 1.0
 """Terms with a smaller weight count nothing near a context word (ours)."""
@@ -199,14 +200,8 @@ def read_terms(path: Path) -> dict[str, float]:
     Raises:
         PunaError: The file is missing, not UTF-8, or a weight is no positive number.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise PunaError(f"word list {path} does not exist", "check `term_files`") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise PunaError(f"word list {path}: {error}", "give a text file in UTF-8") from None
     terms: dict[str, float] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_list(path, "word list", "files"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         term, _, weight = line.partition("\t")

@@ -32,7 +32,8 @@ from puna.data.words.rules import (
     Rules,
     load_rules,
 )
-from puna.data.words.split import Urls, Work, decode, split_text, work_for
+from puna.data.words.split import Work, decode, split_text, work_for
+from puna.data.words.urls import Urls
 
 SHORT_LINE_CHARS = 30
 SEPARATOR = BYTES[32]

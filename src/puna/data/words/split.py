@@ -38,10 +38,9 @@ from puna.data.words.rules import (
     SPACE,
     SUFFIX,
     Rules,
-    hash_of,
     load_rules,
-    url_pattern,
 )
+from puna.data.words.urls import Urls
 
 MOST_NESTED = 4
 """Inner strings that begin at one word, at most."""
@@ -79,37 +78,6 @@ class Work(NamedTuple):
     urls: np.ndarray
     close: np.ndarray
     apart: np.ndarray
-
-
-class Urls:
-    """What the expression for URLs has said about chunks; grows while texts are split."""
-
-    def __init__(self) -> None:
-        self.keys, self.values = np.zeros(1 << 12, np.uint64), np.zeros(1 << 12, np.int64)
-        self._n = 0
-
-    def learn(self, chunks: set[str]) -> None:
-        """Decide about chunks."""
-        matches = url_pattern().match
-        if 2 * (self._n + len(chunks)) > len(self.keys):
-            size = len(self.keys)
-            while 2 * (self._n + len(chunks)) > size:
-                size *= 2
-            old = self.keys != 0
-            keys, values = self.keys[old], self.values[old]
-            self.keys, self.values = np.zeros(size, np.uint64), np.zeros(size, np.int64)
-            for key, value in zip(keys.tolist(), values.tolist(), strict=True):
-                self._put(key, value)
-        for chunk in sorted(chunks):
-            self._put(hash_of(chunk), int(matches(chunk) is not None))
-        self._n += len(chunks)
-
-    def _put(self, key: int, value: int) -> None:
-        mask = len(self.keys) - 1
-        slot = (key ^ key >> 29) & mask
-        while self.keys[slot]:
-            slot = (slot + 1) & mask
-        self.keys[slot], self.values[slot] = key, value
 
 
 @kernel
