@@ -39,7 +39,7 @@ def documents():
     return texts
 
 
-def recipe(root, name, workers):
+def recipe(root, name, workers, **top):
     source = {"kind": "files", "name": "web", "paths": [str(root / "in" / "*.jsonl")],
               "id_field": "id"}  # fmt: skip
     quiz = {"name": "quiz", "paths": [str(root / "quiz.jsonl")], "fields": ["question"]}
@@ -48,18 +48,22 @@ def recipe(root, name, workers):
         "filter": {"default": {"profile": "none", "filters": ["length"]}}, "safety": {},
         "lines": {}, "dedup": {}, "decontaminate": {"sets": [quiz]}, "split": {},
     }  # fmt: skip
-    return resolve({"name": name, "runs_dir": str(root), "workers": workers, "data": data})
+    return resolve({"name": name, "runs_dir": str(root), "workers": workers, "data": data, **top})
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain")
+def write_inputs(folder):
     (folder / "in").mkdir()
     rows = [{"id": name, "text": text} for name, text in documents().items()]
     for number in range(3):
         lines_ = [json.dumps(row) + "\n" for row in rows[number::3]]
         (folder / "in" / f"{number}.jsonl").write_text("".join(lines_), encoding="utf-8")
     (folder / "quiz.jsonl").write_text(json.dumps({"question": EXAMPLE}) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    write_inputs(folder)
     run_recipe(recipe(folder, "one", 1))
     return folder
 

@@ -14,7 +14,7 @@ import pytest
 from puna.core.errors import PunaError
 from puna.data.dedup.kernels import SignatureKernel
 from puna.data.engine import ConservationError, EngineConfig, open_engine
-from puna.data.engine.local import map_shards
+from puna.data.engine.local import LocalMap, map_shards
 from puna.data.engine.shards import (
     ROW_GROUP_BYTES,
     VERDICT_FIELDS,
@@ -66,7 +66,7 @@ class Broken:
 
 
 def test_judge_keeps_and_rejects_with_everything_a_row_had(documents, tmp_path):
-    manifest = map_shards("step", documents, tmp_path / "out", KERNEL, n_workers=1)
+    manifest = map_shards("step", documents, tmp_path / "out", KERNEL, LocalMap(1))
     rows = {row["id"]: row for row in read_rows(documents)}
     kept, rejected = kept_rows(tmp_path / "out"), rejected_rows(tmp_path / "out")
     assert len(kept) + len(rejected) == len(rows) == manifest.rows_in == 60
@@ -112,7 +112,7 @@ class Cut:
 
 
 def test_a_kernel_may_rewrite_the_text_of_what_is_kept(documents, tmp_path):
-    manifest = map_shards("step", documents, tmp_path / "out", Cut(), n_workers=1)
+    manifest = map_shards("step", documents, tmp_path / "out", Cut(), LocalMap(1))
     before = {row["id"]: row["text"] for row in read_rows(documents)}
     kept, rejected = kept_rows(tmp_path / "out"), rejected_rows(tmp_path / "out")
     assert len(kept) == 40
@@ -128,8 +128,9 @@ def test_a_kernel_may_rewrite_the_text_of_what_is_kept(documents, tmp_path):
 
 
 def test_same_bytes_for_any_number_of_workers(documents, tmp_path):
-    map_shards("step", documents, tmp_path / "one", KERNEL, n_workers=1)
-    map_shards("step", documents, tmp_path / "two", KERNEL, n_workers=2, small_input_bytes=0)
+    map_shards("step", documents, tmp_path / "one", KERNEL, LocalMap(1))
+    with LocalMap(2, small_input_bytes=0) as workers:
+        map_shards("step", documents, tmp_path / "two", KERNEL, workers)
     one = folder_bytes(tmp_path / "one")
     assert one == folder_bytes(tmp_path / "two")
     assert len(one) == 9  # two datasets of four shards, and the manifest
@@ -139,20 +140,21 @@ def _killed_at_shard_2(documents, tmp_path):
     """Make the kernel, and the folder ``whole`` with what it gives when it is not killed."""
     kernel = KilledOnce(KERNEL, 2, tmp_path / "flag")
     kernel.flag.touch()
-    map_shards("step", documents, tmp_path / "whole", kernel, n_workers=1)
+    map_shards("step", documents, tmp_path / "whole", kernel, LocalMap(1))
     kernel.flag.unlink()
     return kernel
 
 
 def test_a_killed_worker_is_named_and_the_next_attempt_continues(documents, tmp_path):
     kernel, out = _killed_at_shard_2(documents, tmp_path), tmp_path / "out"
-    with pytest.raises(PunaError, match="a worker process was killed"):
-        map_shards("step", documents, out, kernel, n_workers=2, small_input_bytes=0)
+    killed = pytest.raises(PunaError, match="a worker process was killed")
+    with killed, LocalMap(2, small_input_bytes=0) as workers:
+        map_shards("step", documents, out, kernel, workers)
     assert not (out / "manifest.json").exists()
     done = {path: path.stat().st_mtime_ns for path in out.glob("documents/part-*.parquet")
             if (out / ".marks" / f"{path.name}.json").exists()}  # fmt: skip
     assert done
-    map_shards("step", documents, out, kernel, n_workers=1)
+    map_shards("step", documents, out, kernel, LocalMap(1))
     assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
 
@@ -162,19 +164,19 @@ def test_a_killed_run_continues_to_the_same_bytes(documents, tmp_path):
     kernel, out = _killed_at_shard_2(documents, tmp_path), tmp_path / "out"
     code = f"""
 from pathlib import Path
-from puna.data.engine.local import map_shards
+from puna.data.engine.local import LocalMap, map_shards
 from puna.data.testing import KilledOnce
 from puna.data.filters.rules import FilterKernel, SourceRules
 rules = SourceRules.model_validate({RULES.model_dump(mode="json")!r})
 kernel = KilledOnce(FilterKernel(rules.make(), {{}}), 2, Path({str(tmp_path / "flag")!r}))
-map_shards("step", Path({str(documents)!r}), Path({str(out)!r}), kernel, n_workers=1)
+map_shards("step", Path({str(documents)!r}), Path({str(out)!r}), kernel, LocalMap(1))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert result.returncode == -signal.SIGKILL
     assert [path for path in out.rglob("*.tmp") if path.name.startswith(".part-00002")]
     marks = [json.loads(path.read_text())["key"] for path in sorted((out / ".marks").iterdir())]
     before = (out / "documents" / "part-00001.parquet").stat().st_mtime_ns
-    map_shards("step", documents, out, kernel, n_workers=1)
+    map_shards("step", documents, out, kernel, LocalMap(1))
     assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
     keys = [entry["key"] for entry in json.loads((out / "manifest.json").read_text())["shards"]]
     assert marks == keys[:2]
@@ -183,14 +185,14 @@ map_shards("step", Path({str(documents)!r}), Path({str(out)!r}), kernel, n_worke
 
 def test_a_mark_of_another_kernel_or_of_changed_files_does_not_count(documents, tmp_path):
     out = tmp_path / "out"
-    map_shards("step", documents, out, Broken("keeps all"), n_workers=1)
+    map_shards("step", documents, out, Broken("keeps all"), LocalMap(1))
     assert len(kept_rows(out)) == 60
-    again = map_shards("step", documents, out, KERNEL, n_workers=1)
+    again = map_shards("step", documents, out, KERNEL, LocalMap(1))
     assert 0 < again.rows_kept < 60
     manifest = (out / "manifest.json").read_bytes()
     shard = out / "documents" / "part-00001.parquet"
     write_shard(shard, pq.read_table(shard).slice(1))
-    map_shards("step", documents, out, KERNEL, n_workers=1)
+    map_shards("step", documents, out, KERNEL, LocalMap(1))
     assert (out / "manifest.json").read_bytes() == manifest
     assert len(kept_rows(out)) == again.rows_kept
 
@@ -200,11 +202,11 @@ def test_a_kernel_that_loses_a_row_is_named_with_step_and_shard(documents, tmp_p
     with pytest.raises(
         ConservationError, match=r"my\.step, shard part-00002\.parquet.*returned 14"
     ):
-        map_shards("my.step", documents, out, Broken("loses a row"), n_workers=1)
+        map_shards("my.step", documents, out, Broken("loses a row"), LocalMap(1))
     assert not (out / "manifest.json").exists()
     assert not (out / "documents" / "part-00002.parquet").exists()
     with pytest.raises(TypeError, match="promised"):
-        map_shards("my.step", documents, out, Broken("forgets a column"), n_workers=1)
+        map_shards("my.step", documents, out, Broken("forgets a column"), LocalMap(1))
 
 
 @pytest.mark.parametrize("damage", ["lose", "double", "exchange"])
@@ -222,7 +224,7 @@ def test_conservation_is_checked_from_the_files(documents, tmp_path, damage, mon
     monkeypatch.setattr(ShardWriter, "write", write)
     expected = {"lose": "wrote 14", "double": "wrote 16", "exchange": "same number, but other ids"}
     with pytest.raises(ConservationError, match=f"part-00000.*read 15 rows, .*{expected[damage]}"):
-        map_shards("step", documents, tmp_path / "out", KERNEL, n_workers=1)
+        map_shards("step", documents, tmp_path / "out", KERNEL, LocalMap(1))
 
 
 def test_ids_digest_is_free_of_order_and_sees_doubles():
@@ -253,7 +255,7 @@ def test_unordered_input_is_refused(documents, tmp_path):
     table = pq.read_table(path)
     write_shard(path, table.take(list(range(table.num_rows))[::-1]))
     with pytest.raises(PunaError, match="not in strict order of their ids"):
-        map_shards("step", documents, tmp_path / "out", KERNEL, n_workers=1)
+        map_shards("step", documents, tmp_path / "out", KERNEL, LocalMap(1))
 
 
 def test_a_shard_file_depends_on_its_rows_alone(tmp_path):
@@ -307,7 +309,7 @@ class Largest:
 
 
 def test_groups_are_never_torn_and_writes_are_cut_by_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr("puna.data.engine.duck.GROUP_ROWS", 10)
+    monkeypatch.setattr("puna.data.engine.ordered.GROUP_ROWS", 10)
     monkeypatch.setattr("puna.data.engine.duck.STREAM_ROWS", 7)
     rows = [(key, key * 100 + i) for key in range(20) for i in range(1 + (key * 5) % 23)]
     table = pa.table({"key": [r[0] for r in rows], "value": [r[1] for r in rows],
@@ -346,5 +348,5 @@ def test_the_disk_is_full(documents, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ShardWriter, "close", full)
     with pytest.raises(OSError, match="No space left"):
-        map_shards("step", documents, tmp_path / "out", KERNEL, n_workers=1)
+        map_shards("step", documents, tmp_path / "out", KERNEL, LocalMap(1))
     assert not list((tmp_path / "out").rglob("part-*"))

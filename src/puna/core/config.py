@@ -36,6 +36,12 @@ Seed = Annotated[int, InheritMark("seed")]
 Workers = Annotated[int, ExecutionMark(), InheritMark("workers")]
 """Worker processes; follows the recipe's ``workers``; 0 means one per usable core."""
 
+DataEngine = Annotated[str, ExecutionMark(), InheritMark("engine")]
+"""Where data stages run; follows the recipe's ``engine``."""
+
+SparkSettings = Annotated[dict[str, str], ExecutionMark(), InheritMark("spark")]
+"""Settings of a Spark session; follow the recipe's ``spark``."""
+
 
 class Config(BaseModel):
     """Base of every configuration: frozen, no unknown keys, attribute docstrings are the help.

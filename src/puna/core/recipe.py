@@ -35,6 +35,11 @@ class RunSettings(Config):
     """Seed that every stage inherits unless its section sets its own."""
     workers: Execution[int] = Field(default=0, ge=0)
     """Worker processes that every stage inherits; 0 means one per usable core."""
+    engine: Execution[str] = "duckdb"
+    """Data engine that every data stage inherits: `duckdb` (this machine), or a Spark master
+    (`spark://host:port`)."""
+    spark: Execution[dict[str, str]] = Field(default_factory=dict)
+    """Settings of Spark that every data stage inherits."""
     runs_dir: Execution[str] = "runs"
     """Folder that holds the runs."""
     inputs: dict[str, str] = Field(default_factory=dict)

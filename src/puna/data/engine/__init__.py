@@ -1,4 +1,4 @@
-"""The data engine behind one narrow interface: DuckDB embedded here, Spark on a cluster later.
+"""The data engine behind one narrow interface: DuckDB embedded here, Spark on a cluster.
 
 A stage uses only :class:`Engine`: *kernels* (Arrow batch in, Arrow columns of the same length out)
 are mapped over Parquet shards; *relational* steps (distinct, joins, group-by, windows) are Ibis
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from puna.core.config import Config, Execution, Workers
+from pydantic import Field
+
+from puna.core.config import Config, DataEngine, Execution, SparkSettings, Workers
 from puna.core.errors import PunaError
 from puna.data.engine.base import (
     ConservationError,
@@ -27,18 +29,20 @@ __all__ = [
     "ShardReport", "open_engine",
 ]  # fmt: skip
 
-ENGINES = ("duckdb",)
-
 
 class EngineConfig(Config):
     """Where and with how much a data stage runs; none of it changes the result."""
 
-    engine: Execution[str] = "duckdb"
-    """Data engine: `duckdb` (embedded, this machine)."""
+    engine: DataEngine = "duckdb"
+    """Data engine: `duckdb` (embedded, this machine), or a Spark master: `spark://host:port`,
+    `local[2]`, `yarn`, `k8s://...`. The result is the same, to the byte."""
+    spark: SparkSettings = Field(default_factory=dict)
+    """Settings of Spark, such as `"spark.executor.cores" = "4"`."""
     workers: Workers = 0
-    """Worker processes; 0 means one per usable core."""
+    """Worker processes (on Spark: cores); 0 means one per usable core (on Spark: all there are)."""
     memory_mib: Execution[int] = 2048
-    """Memory that relational steps may use, MiB; beyond it they spill to the stage's folder."""
+    """Memory that relational steps may use, MiB; beyond it they spill to the stage's folder (on
+    Spark: of each executor, on its local disks)."""
 
 
 def open_engine(cfg: EngineConfig, scratch: Path) -> Engine:
@@ -51,8 +55,19 @@ def open_engine(cfg: EngineConfig, scratch: Path) -> Engine:
     Raises:
         PunaError: No such engine.
     """
-    if cfg.engine != "duckdb":
-        raise PunaError(f"unknown data engine {cfg.engine!r}", f"known: {', '.join(ENGINES)}")
-    from puna.data.engine.duck import DuckDBEngine
+    if cfg.engine == "duckdb":
+        from puna.data.engine.duck import DuckDBEngine
 
-    return DuckDBEngine(scratch, n_workers=cfg.workers, memory_mib=cfg.memory_mib)
+        return DuckDBEngine(scratch, n_workers=cfg.workers, memory_mib=cfg.memory_mib)
+    from puna.data.engine.spark_session import MASTERS
+
+    if not MASTERS.fullmatch(cfg.engine):
+        raise PunaError(
+            f"unknown data engine {cfg.engine!r}",
+            "known: duckdb, spark://HOST:PORT, local[N], yarn, k8s://...",
+        )
+    from puna.data.engine.spark import SparkEngine
+
+    return SparkEngine(
+        cfg.engine, scratch, n_workers=cfg.workers, memory_mib=cfg.memory_mib, settings=cfg.spark
+    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from puna.core.errors import PunaError
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pyarrow as pa
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 Flow = dict[str, dict[str, Any]]
 """Source -> in_docs, in_bytes, kept_docs, kept_bytes, rejected: {reason: {docs, bytes}}."""
@@ -175,12 +178,31 @@ def add_flow(total: dict[str, Any], part: dict[str, Any]) -> None:
         sums["bytes"] += counts["bytes"]
 
 
+class Mapper(Protocol):
+    """Runs a function over items somewhere: in this process, in workers, on a cluster."""
+
+    def __call__(self, function: Callable[[A], B], items: Sequence[A], n_bytes: int) -> Iterator[B]:
+        """Yield ``function(item)`` in the order of the items.
+
+        Args:
+            function: A module-level function (it travels by name).
+            items: Arguments, each pickled.
+            n_bytes: Size of what the items read: little is not worth starting processes.
+        """
+        ...
+
+
 class Engine(Protocol):
     """The narrow interface that every engine implements."""
 
     def __enter__(self) -> Engine: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+    @property
+    def map(self) -> Mapper:
+        """Run a function that reads and writes files itself, over items, on the workers."""
+        ...
 
     def annotate(
         self, step: str, documents: Path, out: Path, kernel: Kernel, *, carry: Sequence[str] = ()

@@ -8,13 +8,13 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from puna.core.fsio import remove_tree
 from puna.core.pool import resolve_workers
-from puna.data.engine.base import GroupKernel, Kernel, Manifest
-from puna.data.engine.local import map_shards
+from puna.data.engine.base import GroupKernel, Kernel, Manifest, Mapper
+from puna.data.engine.local import LocalMap, map_shards
+from puna.data.engine.ordered import whole_groups, write_cut, write_empty
 from puna.data.engine.shards import list_shards, shard_writer, write_shard
 from puna.data.schema import shard_name
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
 
 STREAM_ROWS = 65536
-GROUP_ROWS = 262_144
-"""Rows of complete groups that are handed to a group kernel at once (more for one large group)."""
 
 
 class DuckDBEngine:
@@ -38,28 +36,35 @@ class DuckDBEngine:
     def __init__(self, scratch: Path, *, n_workers: int = 1, memory_mib: int = 2048) -> None:
         self._scratch, self._memory_mib = scratch, memory_mib
         self._n_workers = resolve_workers(n_workers)
+        self._workers = LocalMap(self._n_workers)
         self._backend: Any = None
 
     def __enter__(self) -> DuckDBEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._workers.__exit__(*exc)
         if self._backend is not None:
             self._backend.disconnect()
             self._backend = None
         remove_tree(self._scratch)
 
+    @property
+    def map(self) -> Mapper:
+        """See :attr:`puna.data.engine.base.Engine.map`."""
+        return self._workers
+
     def annotate(
         self, step: str, documents: Path, out: Path, kernel: Kernel, *, carry: Sequence[str] = ()
     ) -> Manifest:
         """See :meth:`puna.data.engine.base.Engine.annotate`."""
-        return map_shards(step, documents, out, kernel, n_workers=self._n_workers, carry=carry)
+        return map_shards(step, documents, out, kernel, self._workers, carry=carry)
 
     def judge(
         self, step: str, documents: Path, out: Path, kernel: Kernel, *, side: Path | None = None
     ) -> Manifest:
         """See :meth:`puna.data.engine.base.Engine.judge`."""
-        return map_shards(step, documents, out, kernel, n_workers=self._n_workers, side=side)
+        return map_shards(step, documents, out, kernel, self._workers, side=side)
 
     def read(self, folder: Path) -> ir.Table:
         """See :meth:`puna.data.engine.base.Engine.read`."""
@@ -91,12 +96,15 @@ class DuckDBEngine:
         """See :meth:`puna.data.engine.base.Engine.write`."""
         remove_tree(folder)
         folder.mkdir(parents=True)
-        with contextlib.closing(self._stream(relation, order_by)) as batches:
-            schema = next(batches).schema  # the first batch is empty and carries the schema
-            current = _ShardSequence(folder, schema, n_shards)
-            with current:
+        schema = relation.schema().to_pyarrow()
+        with contextlib.closing(self._stream(relation, order_by, schema)) as batches:
+            if n_shards > 1:
+                written = write_cut(folder, schema, batches)
+                write_empty(folder, schema, sorted({*range(n_shards)} - {*written}))
+                return
+            with shard_writer(folder / shard_name(0), schema) as writer:
                 for batch in batches:
-                    current.write(batch)
+                    writer.write(batch)
 
     def groups(
         self,
@@ -110,22 +118,21 @@ class DuckDBEngine:
         """See :meth:`puna.data.engine.base.Engine.groups`."""
         remove_tree(folder)
         folder.mkdir(parents=True)
+        batches = self._stream(relation, [by, *order_by], relation.schema().to_pyarrow())
         with shard_writer(folder / shard_name(0), kernel.adds()) as writer:
-            for table in _whole_groups(self._stream(relation, [by, *order_by]), by):
+            for table in whole_groups(batches, by):
                 for batch in kernel(table).to_batches():
                     writer.write(batch)
         return self.read(folder)
 
     def _stream(
-        self, relation: ir.Table, order_by: Sequence[str]
+        self, relation: ir.Table, order_by: Sequence[str], schema: pa.Schema
     ) -> Generator[pa.RecordBatch, None, None]:
-        """Yield an empty batch with the schema, then the rows in order, a batch at a time."""
+        """Yield the rows in order, a batch at a time."""
         with _quiet():
             reader = self._relation(relation.order_by(list(order_by))).to_arrow_reader(STREAM_ROWS)
-        schema = relation.schema().to_pyarrow()  # DuckDB itself sums int64 to 128 bits
-        yield pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
         for batch in reader:
-            yield batch.cast(schema)
+            yield batch.cast(schema)  # DuckDB itself sums int64 to 128 bits
 
     def _relation(self, expression: ir.Table) -> Any:
         return self._ibis.con.sql(self._ibis.compile(expression))
@@ -144,67 +151,6 @@ class DuckDBEngine:
                     preserve_insertion_order=False,
                 )
         return self._backend
-
-
-class _ShardSequence:
-    """Cuts a stream that is ordered by its column ``shard`` into one file per shard."""
-
-    def __init__(self, folder: Path, schema: pa.Schema, n_shards: int) -> None:
-        self._folder, self._n_shards = folder, n_shards
-        self._cut = n_shards > 1
-        fields = [field for field in schema if field.name != "shard" or not self._cut]
-        self._schema = pa.schema(fields)
-        self._index = -1
-        self._stack = contextlib.ExitStack()
-        self._writer: Any = None
-
-    def __enter__(self) -> _ShardSequence:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        if exc[0] is None:
-            self._advance(self._n_shards - 1)
-        self._stack.__exit__(*exc)
-
-    def _advance(self, index: int) -> None:
-        """Finish shards up to ``index``, also those without rows, and open it."""
-        while self._index < index:
-            self._stack.close()
-            self._index += 1
-            path = self._folder / shard_name(self._index)
-            self._writer = self._stack.enter_context(shard_writer(path, self._schema))
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        if not self._cut:
-            self._advance(0)
-            self._writer.write(batch)
-            return
-        shards = batch.column("shard").to_numpy(zero_copy_only=False)
-        rows = batch.select(self._schema.names)
-        starts = np.flatnonzero(np.diff(shards, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(shards)], strict=True):
-            self._advance(int(shards[start]))
-            self._writer.write(rows.slice(start, end - start))
-
-
-def _whole_groups(batches: Iterator[pa.RecordBatch], by: str) -> Iterator[pa.Table]:
-    """Regroup an ordered stream so that no group is torn between two tables."""
-    pending: list[pa.RecordBatch] = []
-    n_rows, enough = 0, GROUP_ROWS
-    for batch in batches:
-        pending.append(batch)
-        n_rows += batch.num_rows
-        if n_rows < enough:
-            continue
-        table = pa.Table.from_batches(pending).combine_chunks()
-        key = table[by]
-        cut = key.index(key[-1]).as_py()
-        if cut:
-            yield table.slice(0, cut)
-        pending, n_rows = table.slice(cut).to_batches(), table.num_rows - cut
-        enough = max(GROUP_ROWS, 2 * n_rows)  # a group that large is not looked at every time
-    if n_rows:
-        yield pa.Table.from_batches(pending).combine_chunks()
 
 
 @contextlib.contextmanager

@@ -1,19 +1,20 @@
-"""Kernels over shards on this machine: a pool of worker processes, results in shard order.
+"""Kernels over shards, results in shard order; and the worker processes of this machine.
 
-Shared by engines whose kernels run locally; it knows nothing of relational steps.
+Shared by all engines: :func:`map_shards` knows nothing of relational steps, nor of where its tasks
+run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from puna.core.fsio import remove_tree, write_json
 from puna.core.pool import WorkerPool, resolve_workers
 from puna.core.progress import progress
-from puna.data.engine.base import MANIFEST_FILE, Kernel, Manifest, ShardReport
+from puna.data.engine.base import MANIFEST_FILE, Kernel, Manifest, Mapper, ShardReport
 from puna.data.engine.shards import list_shards
 from puna.data.engine.shardwork import (
     MARKS_DIR,
@@ -27,16 +28,53 @@ SMALL_INPUT_BYTES = 32 << 20
 """Below this, starting worker processes (1-2 s of CPU each) costs more than it saves."""
 
 
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class LocalMap:
+    """A :class:`puna.data.engine.base.Mapper` over worker processes, started when first needed.
+
+    Args:
+        n_workers: Worker processes, 0 for one per usable core.
+        small_input_bytes: Input size up to which everything runs in this process; by default
+            :data:`SMALL_INPUT_BYTES`.
+    """
+
+    def __init__(self, n_workers: int, small_input_bytes: int | None = None) -> None:
+        self._small_input_bytes = small_input_bytes
+        self._n_workers = resolve_workers(n_workers)
+        self._pool: WorkerPool | None = None
+
+    def __call__(self, function: Callable[[A], B], items: Sequence[A], n_bytes: int) -> Iterator[B]:
+        """See :class:`puna.data.engine.base.Mapper`."""
+        limit = self._small_input_bytes
+        if n_bytes <= (SMALL_INPUT_BYTES if limit is None else limit) or len(items) < 2:
+            yield from map(function, items)
+            return
+        if self._pool is None:
+            self._pool = WorkerPool(self._n_workers).__enter__()
+        yield from self._pool.map(function, items)
+
+    def __enter__(self) -> LocalMap:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        """End the worker processes, at once after an error."""
+        if self._pool is not None:
+            self._pool.__exit__(*exc)
+            self._pool = None
+
+
 def map_shards(
     step: str,
     documents: Path,
     out: Path,
     kernel: Kernel,
+    mapper: Mapper,
     *,
-    n_workers: int,
     carry: Sequence[str] | None = None,
     side: Path | None = None,
-    small_input_bytes: int | None = None,
 ) -> Manifest:
     """Run a kernel over every shard, check conservation over all of them, publish the manifest.
 
@@ -45,11 +83,9 @@ def map_shards(
         documents: Folder of shards to read.
         out: Step folder; what a killed attempt left there is reused.
         kernel: What to run.
-        n_workers: Worker processes, 0 for one per core; the output does not depend on it.
+        mapper: Where the shards are worked on; the output does not depend on it.
         carry: Columns to copy (an annotating step), or None (a judging step).
         side: Folder with a side shard per shard.
-        small_input_bytes: Input size up to which everything runs in this process; by default
-            :data:`SMALL_INPUT_BYTES`.
 
     Raises:
         ConservationError: Rows were lost, doubled or changed.
@@ -69,34 +105,35 @@ def map_shards(
     clean_leftovers([*folders, out / MARKS_DIR])
     kernel.prepare()
     n_bytes = sum(shard.path.stat().st_size for shard in shards)
-    small = SMALL_INPUT_BYTES if small_input_bytes is None else small_input_bytes
-    n_processes = 1 if n_bytes <= small else min(resolve_workers(n_workers), len(shards))
     reports: list[ShardReport] = []
     n_in = n_kept = 0
-    with (
-        WorkerPool(n_processes) as pool,
-        progress(step, total=sum(shard.n_rows for shard in shards), unit="docs") as bar,
-    ):
-        for report in pool.map(run_shard, tasks):
+    with progress(step, total=sum(shard.n_rows for shard in shards), unit="docs") as bar:
+        for report in mapper(run_shard, tasks, n_bytes):
             reports.append(report)
             n_in += report.rows_in
             n_kept += report.rows_kept
             note = f"{n_kept / n_in:.1%} kept" if n_in and carry is None else ""
             bar.advance(report.rows_in, note=note)
     manifest = Manifest(step, reports)
-    _publish(manifest, tasks)
+    _verify(tasks, reports, mapper, n_bytes)
+    write_json(out / MANIFEST_FILE, manifest.to_json())
+    remove_tree(out / MARKS_DIR)
     return manifest
 
 
-def _publish(manifest: Manifest, tasks: Sequence[ShardTask]) -> None:
-    """Check every shard once more from the files, then write the manifest and drop the marks."""
-    out = tasks[0].out
-    for task, report in zip(tasks, manifest.shards, strict=True):
-        again = verify_shard(task, report.key)
-        if again != report:
+def _verify(
+    tasks: Sequence[ShardTask], reports: Sequence[ShardReport], mapper: Mapper, n_bytes: int
+) -> None:
+    """Check every shard once more from the files, now that all of them are there."""
+    checks = [(task, report.key) for task, report in zip(tasks, reports, strict=True)]
+    again = mapper(_verify_one, checks, n_bytes)
+    for task, report, found in zip(tasks, reports, again, strict=True):
+        if found != report:
             raise RuntimeError(f"{task.shard.name} of {task.step} changed after it was written")
-    write_json(out / MANIFEST_FILE, manifest.to_json())
-    remove_tree(out / MARKS_DIR)
+
+
+def _verify_one(check: tuple[ShardTask, str]) -> ShardReport:
+    return verify_shard(*check)
 
 
 def read_manifest(out: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,243 @@
+"""The same data stages on a Spark cluster: a standalone master and two workers on the loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from puna.core.errors import PunaError
+from puna.core.run import run_recipe
+from puna.data.chain import DATA_STAGES
+from puna.data.engine import ConservationError, EngineConfig, open_engine
+from puna.data.engine.spark_session import find_java, wrap_java
+from puna.data.filters.rules import FilterKernel, SourceRules
+from puna.data.schema import DOCUMENTS_DIR
+from puna.data.testing import folder_bytes, make_documents
+from tests.integration.test_data_chain import recipe, write_inputs
+from tests.unit.test_data_engine import Broken, Largest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("spark")]
+
+TEXTS = [(f"s{i % 3}", f"doc-{i}", f"text number {i} " * (i % 7)) for i in range(60)]
+RULES = SourceRules(profile="none", filters=[{"name": "length", "settings": {"min": 40}}])
+KERNEL = FilterKernel(RULES.make(), {})
+SETTINGS = {"spark.sql.shuffle.partitions": "4"}
+_WAIT_S = 120
+
+
+@dataclass
+class Cluster:
+    """A standalone cluster; every worker has one core."""
+
+    folder: Path
+    port: int
+    processes: list = field(default_factory=list)
+
+    @property
+    def url(self):
+        return f"spark://127.0.0.1:{self.port}"
+
+    def start(self, *arguments):
+        import pyspark
+
+        home = Path(pyspark.__file__).parent
+        java = Path(os.environ.get("JAVA_HOME", "/usr")) / "bin" / "java"
+        command = ["setpriv", "--pdeathsig", "KILL", str(java), "-Xmx512m", "-cp",
+                   f"{home}/jars/*", *arguments]  # fmt: skip
+        environment = {**os.environ, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1",
+                       "PYSPARK_PYTHON": sys.executable}  # fmt: skip
+        log = (self.folder / f"{len(self.processes)}.log").open("wb")
+        self.processes.append(
+            subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
+        )
+
+    def executors(self):
+        """Process ids of the executors' JVMs."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"org.apache.spark.executor.CoarseGrainedExecutorBackend" in words and any(
+                str(self.folder).encode() in word or str(self.port).encode() in word
+                for word in words
+            ):
+                found.append(int(path.parent.name))
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    find_java(folder)
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    found = Cluster(folder, port)
+    place = ("--host", "127.0.0.1", "--webui-port", "0")
+    found.start("org.apache.spark.deploy.master.Master", *place, "--port", str(port))
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, (folder / "0.log").read_text()
+            time.sleep(0.2)
+    for _ in range(2):
+        limits = ("--cores", "1", "--memory", "1g", "--work-dir", str(folder / "work"))
+        found.start("org.apache.spark.deploy.worker.Worker", *place, *limits, found.url)
+    yield found
+    for process in found.processes:
+        process.terminate()
+    for process in found.processes:
+        process.wait(_WAIT_S)
+
+
+def config(cluster, **changes):
+    return EngineConfig(engine=cluster.url, spark=SETTINGS, memory_mib=600, **changes)
+
+
+@pytest.fixture(scope="module")
+def engine(cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    with open_engine(config(cluster), folder / "scratch") as opened:
+        yield opened
+    assert not (folder / "scratch").exists()
+
+
+@pytest.fixture
+def documents(tmp_path):
+    return make_documents(tmp_path / "in[1]", TEXTS, n_shards=4).path / DOCUMENTS_DIR
+
+
+def test_kernels_and_relations_give_the_same_bytes(engine, documents, tmp_path):
+    def everything(engine, out):
+        judged = engine.judge("step", documents, out / "judged", KERNEL)
+        rows = engine.read(documents)
+        rows = rows.mutate(shard=(rows.n_bytes % 5).cast("int32"), group=rows.n_bytes % 7)
+        engine.write(rows.select("id", "n_bytes"), out / "one", order_by=["n_bytes", "id"])
+        some = rows.filter(rows.shard != 2)
+        engine.write(some.select("shard", "id", "text"), out / "cut", order_by=["shard", "id"],
+                     n_shards=5)  # fmt: skip
+        engine.write(rows.filter(rows.n_bytes < 0), out / "none", order_by=["id"])
+        pairs = rows.select(key="group", value="n_bytes")
+        most = engine.groups(pairs, out / "most", Largest(), by="key", order_by=["value"])
+        table = engine.collect(most, ["key"])
+        total = rows.group_by("source").agg(n=rows.count(), total=rows.n_bytes.sum())
+        return judged, table, engine.collect(total, ["source"]), engine.count(some)
+
+    with open_engine(EngineConfig(workers=1), tmp_path / "scratch") as local:
+        expected = everything(local, tmp_path / "local")
+    assert everything(engine, tmp_path / "spark") == expected
+    one, two = (
+        {name: data for name, data in folder_bytes(tmp_path / side).items() if "most" not in name}
+        for side in ("local", "spark")
+    )
+    assert one == two
+    assert expected[0].rows_kept not in (0, 60)
+
+
+def test_a_kernel_that_loses_rows_is_found(engine, documents, tmp_path):
+    with pytest.raises(ConservationError, match="returned"):
+        engine.judge("step", documents, tmp_path / "out", Broken("loses a row"))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_bad_input_and_programs_errors_come_back(engine, documents, tmp_path):
+    first = documents / "part-00000.parquet"
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PunaError, match=r"part-00000\.parquet"):
+        engine.judge("step", documents, tmp_path / "out", KERNEL)
+    first.write_bytes(whole)
+    with pytest.raises(Exception, match="promised"):
+        engine.judge("step", documents, tmp_path / "out", Broken("forgets a column"))
+
+
+@dataclass(frozen=True)
+class KillsTheExecutor:
+    """A kernel whose first call on a shard kills the executor's JVM, and its Python with it."""
+
+    inner: FilterKernel
+    flag: Path = field(repr=False)
+
+    @property
+    def columns(self):
+        return self.inner.columns
+
+    def adds(self):
+        return self.inner.adds()
+
+    def prepare(self):
+        pass
+
+    def __call__(self, batch, shard, first_row):
+        if shard.index == 2 and not self.flag.exists():
+            self.flag.touch()
+            worker = Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()
+            os.kill(int(worker[1]), signal.SIGKILL)  # executor > Python daemon > this process
+            time.sleep(60)
+        return self.inner(batch, shard, first_row)
+
+
+def test_the_work_of_a_killed_executor_is_done_by_another(cluster, documents, tmp_path):
+    with open_engine(EngineConfig(workers=1), tmp_path / "scratch") as local:
+        local.judge("step", documents, tmp_path / "local", KERNEL)
+    kernel = KillsTheExecutor(KERNEL, tmp_path / "flag")
+    with open_engine(config(cluster), tmp_path / "scratch") as engine:
+        before = set(cluster.executors())
+        engine.judge("step", documents, tmp_path / "spark", kernel)
+        assert (tmp_path / "flag").exists()
+        assert before - set(cluster.executors())
+    for dataset in ("documents", "rejected"):
+        assert folder_bytes(tmp_path / "spark" / dataset) == folder_bytes(
+            tmp_path / "local" / dataset
+        )
+
+
+def test_the_whole_chain_gives_the_same_bytes(cluster, tmp_path):
+    write_inputs(tmp_path)
+    run_recipe(recipe(tmp_path, "local", 1))
+    run_recipe(recipe(tmp_path, "spark", 0, engine=cluster.url, spark={**SETTINGS}))
+    stages = [name for name in DATA_STAGES if (tmp_path / "local" / name).is_dir()]
+    assert len(stages) == 7
+    for stage in stages:
+        one, two = (folder_bytes(tmp_path / run / stage) for run in ("local", "spark"))
+        differing = {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
+        assert differing <= {"artifact.json"}, stage  # which tells the time
+
+
+def test_a_cluster_that_cannot_work_is_named(cluster, tmp_path, monkeypatch):
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        free = server.getsockname()[1]
+    nobody = EngineConfig(engine=f"spark://127.0.0.1:{free}")
+    with (
+        open_engine(nobody, tmp_path / "scratch") as engine,
+        pytest.raises(PunaError, match="no Spark master answers"),
+    ):
+        engine.put(pa.table({"a": [1]}), tmp_path / "put")
+    monkeypatch.setattr("puna.data.engine.spark_session._EXECUTOR_WAIT_S", 3.0)
+    greedy = EngineConfig(engine=cluster.url, memory_mib=500_000)
+    with (
+        open_engine(greedy, tmp_path / "scratch") as engine,
+        pytest.raises(PunaError, match="gave no executor"),
+    ):
+        engine.put(pa.table({"a": [1]}), tmp_path / "put")
+
+
+def test_a_small_java_runtime_is_wrapped(tmp_path):
+    fake = tmp_path / "fake"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    java = wrap_java(fake, tmp_path) / "bin" / "java"
+    given = ["-Xmx1g", "--add-modules=jdk.incubator.vector", "a b"]
+    assert subprocess.check_output([java, *given], text=True) == "-Xmx1g a b\n"
