@@ -15,6 +15,7 @@ STAGE_MODULES = (
     "puna.data.safety",
     "puna.data.lines",
     "puna.data.dedup",
+    "puna.data.semantic",
     "puna.data.quality",
     "puna.data.decontaminate",
     "puna.data.split",

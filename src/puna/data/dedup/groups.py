@@ -47,7 +47,7 @@ def group_nodes(
     strongest = strongest_links(n_nodes, near_pairs, np.concatenate([likeness[is_near], alike]))
     columns = {"node": table["node"], "group": groups, "cluster": clusters, "similarity": strongest}
     counts = {"n_links": len(pairs) + len(first), "n_near_links": len(near_pairs),
-              "groups": _sizes(groups), "clusters": _sizes(clusters)}  # fmt: skip
+              "groups": sizes_of(groups), "clusters": sizes_of(clusters)}  # fmt: skip
     return pa.table(columns), counts
 
 
@@ -93,7 +93,7 @@ def _edges(table: pa.Table, name: str) -> np.ndarray:
     return np.stack([other, node], 1)[(other >= 0) & (other != node)]
 
 
-def _sizes(roots: np.ndarray) -> dict[str, Any]:
+def sizes_of(roots: np.ndarray) -> dict[str, Any]:
     """Count components: all, those with several members, the largest, and a histogram of sizes."""
     sizes = np.unique(roots, return_counts=True)[1]
     histogram: dict[str, int] = {}

@@ -14,7 +14,6 @@ documents only, so a series of runs hands on a list of folders and copies nothin
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,16 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from puna.core.errors import PunaError
 from puna.core.fsio import hash_json, write_json
 from puna.data.dedup.kernels import IndexKernel, KnownKernel
 from puna.data.engine import Engine
 from puna.data.engine.base import ROWS_DIR
-from puna.data.engine.shards import list_shards
 from puna.data.engine.shardwork import open_schema
 from puna.data.kernels.minhash import N_PERMUTATIONS, SHINGLE_WORDS, permutations
+from puna.data.run_index import RECORD_FILE, rows_of
+from puna.data.run_index import read_record as read_any_record
 
-INDEX_DIR = "index"
 _FORMAT, _VERSION = "puna-dedup-index", 1
-_RECORD = "index.json"
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def write_index(
     manifest = engine.annotate("data.dedup: index", documents, folder, kernel, carry=carry)
     content = hash_json([report.ids_kept for report in manifest.shards])
     record = {**signature_identity(), "n_docs": manifest.rows_in, "content": content}
-    write_json(folder / _RECORD, record)
+    write_json(folder / RECORD_FILE, record)
 
 
 def read_record(path: str) -> tuple[Path, dict[str, Any]]:
@@ -93,27 +90,9 @@ def read_record(path: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         PunaError: There is none, or its signatures cannot be compared with those of this version.
     """
-    places = (Path(path), Path(path) / INDEX_DIR)
-    folder = next((place for place in places if (place / _RECORD).is_file()), None)
-    if folder is None:
-        raise PunaError(
-            f"data.dedup: {path} holds no index ({_RECORD} is missing)",
-            "name the data.dedup folder of a run that had `write_index = true`",
-        )
-    try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        wrong = [key for key, value in signature_identity().items() if record[key] != value]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PunaError(
-            f"{folder / _RECORD}: damaged ({error!r})", "run the stage that wrote it again"
-        ) from error
-    if wrong:
-        raise PunaError(
-            f"{folder / _RECORD}: {wrong[0]} is {record[wrong[0]]!r}, "
-            f"not {signature_identity()[wrong[0]]!r}",
-            "write the index again with this version of puna",
-        )
-    return folder, record
+    return read_any_record(
+        path, "data.dedup", signature_identity(), "write the index again with this version of puna"
+    )
 
 
 def open_indexes(
@@ -129,12 +108,8 @@ def open_indexes(
     indexes, first_node = [], n_new
     for number, path in enumerate(paths):
         folder, record = read_record(path)
-        rows = folder / ROWS_DIR
-        shards = list_shards(rows)
-        n_docs = sum(shard.n_rows for shard in shards)
-        if n_docs != record["n_docs"]:
-            raise PunaError(f"{rows}: {n_docs} rows, but {record['n_docs']} were written",
-                            "run the stage that wrote the index again")  # fmt: skip
+        rows, n_docs = folder / ROWS_DIR, record["n_docs"]
+        shards = rows_of(folder, record)
         has_quality = "quality" in open_schema(shards[0].path).names
         carry = ["source", "n_bytes", "text_hash", "url_hash", "signature"]
         engine.annotate(

@@ -6,16 +6,17 @@ A *node* is a document of this run or of an index; those of this run come first.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ibis
+
+from puna.data.dedup.keep import Keep
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
 
     from puna.data.engine import Engine
 
-Keep = Literal["quality", "longest", "smallest_id"]
 _NARROW = ("node", "shard", "id", "source", "n_bytes", "quality", "is_known")
 _COMPARED = ("text_hash", "url_hash", "signature_hash", "signature", "buckets")
 
@@ -31,7 +32,7 @@ def read_nodes(engine: Engine, folder: Path, *, is_known: bool, has_quality: boo
     return rows.select(*_NARROW, *_COMPARED)
 
 
-def _rule(keep: Keep) -> list[Any]:
+def survivor_order(keep: Keep) -> list[Any]:
     """Return the order in which the members of a group come; the first one stays."""
     best = {"quality": [ibis.desc("quality", nulls_first=False)], "longest": [ibis.desc("n_bytes")]}
     return [ibis.desc("is_known"), *best.get(keep, []), ibis.asc("id"), ibis.asc("node")]
@@ -48,7 +49,7 @@ def nodes_of(rows: ir.Table, keep: Keep, *, by_url: bool) -> ir.Table:
     narrow = rows.select(*_NARROW, "text_hash", "url_hash", "signature_hash")
     left = narrow.left_join(_lost(narrow, keep, by_url=by_url), "node")
     left = left.select(*narrow.columns, "lost_to", "lost_as")
-    same_text = ibis.window(group_by="text_hash", order_by=_rule(keep))
+    same_text = ibis.window(group_by="text_hash", order_by=survivor_order(keep))
     exact = left.filter(left.lost_to.isnull())
     exact = exact.mutate(exact_node=exact.node.first().over(same_text))
     keepers = exact.filter(exact.node == exact.exact_node)
@@ -68,7 +69,7 @@ def _lost(narrow: ir.Table, keep: Keep, *, by_url: bool) -> ir.Table:
     if not by_url:
         return lost
     named = narrow.filter(narrow.url_hash.notnull())
-    same_url = ibis.window(group_by="url_hash", order_by=_rule(keep))
+    same_url = ibis.window(group_by="url_hash", order_by=survivor_order(keep))
     named = named.mutate(lost_to=named.node.first().over(same_url))
     named = named.filter((named.node != named.lost_to) & ~named.is_known)
     named = named.select("node", "lost_to").mutate(lost_as=ibis.literal("duplicate.url"))
@@ -89,7 +90,7 @@ def members_of(rows: ir.Table, nodes: ir.Table) -> ir.Table:
 def rank(nodes: ir.Table, groups: ir.Table, keep: Keep) -> ir.Table:
     """Return the order (node, group, rank) of the documents that stand for a text, in groups."""
     table = nodes.filter(nodes.exact_node == nodes.node).inner_join(groups, "node")
-    in_group = ibis.window(group_by="group", order_by=_rule(keep))
+    in_group = ibis.window(group_by="group", order_by=survivor_order(keep))
     table = table.mutate(
         rank=ibis.row_number().over(in_group),
         n_members=table.node.count().over(ibis.window(group_by="group")),
@@ -111,7 +112,7 @@ def decide(nodes: ir.Table, groups: ir.Table, keep: Keep) -> ir.Table:
     """
     table = nodes.inner_join(groups, "node")
     if "keeper" not in groups.columns:
-        in_group = ibis.window(group_by="group", order_by=_rule(keep))
+        in_group = ibis.window(group_by="group", order_by=survivor_order(keep))
         table = table.mutate(keeper=table.node.first().over(in_group))
     same_cluster = ibis.window(group_by="cluster")
     table = table.mutate(cluster_id=table.id.min().over(same_cluster))

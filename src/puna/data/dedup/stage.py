@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -30,8 +30,10 @@ from puna.core.fsio import remove_tree
 from puna.core.ledger import Ledger
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.data.chain import before
+from puna.data.dedup.keep import Keep
 from puna.data.engine import Engine, EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
+from puna.data.run_index import INDEX_DIR
 from puna.data.schema import DOCUMENTS_DIR, shard_name
 from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
 
@@ -67,7 +69,7 @@ class DedupConfig(EngineConfig):
     texts."""
     url_field: str = Field(default="url", min_length=1)
     """Metadata that holds the URL; without it, the path counts if it is one."""
-    keep: Literal["quality", "longest", "smallest_id"] = "quality"
+    keep: Keep = "quality"
     """The document of a group that stays: the one with the best `quality` (a column, when the
     documents have it), then the smallest id; the one with most bytes, then the smallest id; or the
     smallest id."""
@@ -111,13 +113,13 @@ def deduplicate(cfg: DedupConfig, inputs: Artifacts, out: Path, events: Ledger) 
     dropped_source, reason, similarity (of just these two; null for one URL or id) and cluster.
     Memory beside the engine's: 100 bytes per document and link.
     """
-    from puna.data.dedup.index import INDEX_DIR, write_index
+    from puna.data.dedup.index import write_index
     from puna.data.dedup.kernels import VerdictKernel
 
     started_s = time.monotonic()
     documents, work = documents_of(inputs["documents"]), out / WORK_DIR
     with open_engine(cfg, out / SCRATCH_DIR) as engine:
-        carry = _carried(documents)
+        carry = carried_columns(documents, "data.dedup")
         counts = _decide(cfg, engine, documents, carry, out)
         manifest = engine.judge(
             "data.dedup", documents, out, VerdictKernel(extra=("cluster",)), side=work / "verdicts"
@@ -129,7 +131,7 @@ def deduplicate(cfg: DedupConfig, inputs: Artifacts, out: Path, events: Ledger) 
     return {**step_metrics(manifest, started_s, events), **counts}
 
 
-def _carried(documents: Path) -> list[str]:
+def carried_columns(documents: Path, stage: str) -> list[str]:
     """Return the columns that the choice of a keeper depends on.
 
     Raises:
@@ -146,7 +148,7 @@ def _carried(documents: Path) -> list[str]:
     kind = schema.field("quality").type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise PunaError(
-            f"data.dedup: the column 'quality' of {documents} holds {kind}, not numbers",
+            f"{stage}: the column 'quality' of {documents} holds {kind}, not numbers",
             "rename the column, or let it hold numbers",
         )
     return ["source", "n_bytes", "quality"]
@@ -170,7 +172,7 @@ def _decide(
     )  # fmt: skip
     n_new = signed.rows_in
     require_documents(n_new, "data.dedup", "data.filter")
-    _require_unique_ids(engine, engine.read(work / "signatures" / ROWS_DIR), n_new)
+    require_unique_ids(engine, engine.read(work / "signatures" / ROWS_DIR), n_new, "data.dedup")
     indexes = open_indexes(engine, cfg.index, n_new, cfg.bands, work)
     rows = relations.read_nodes(
         engine, work / "signatures" / ROWS_DIR, is_known=False, has_quality="quality" in carry
@@ -181,8 +183,8 @@ def _decide(
             relations.read_nodes(engine, folder, is_known=True, has_quality=index.has_quality)
         )
     nodes = relations.nodes_of(rows, cfg.keep, by_url=cfg.urls)
-    nodes = _written(engine, nodes, work / "nodes", ["node"])
-    members = _written(
+    nodes = written(engine, nodes, work / "nodes", ["node"])
+    members = written(
         engine, relations.members_of(rows, nodes), work / "members", ["bucket", "node"]
     )
     sets = _write_sets(engine, documents, indexes, nodes, members, work) if cfg.verify else None
@@ -202,7 +204,7 @@ def _decide(
         )
         relation = engine.put(groups, work / "keepers")
     decided = relations.decide(nodes, relation, cfg.keep)
-    decided = _written(engine, decided, work / "decided", ["node"])
+    decided = written(engine, decided, work / "decided", ["node"])
     engine.write(
         relations.verdicts(decided, cfg.near), work / "verdicts", order_by=["shard", "id"],
         n_shards=len(signed.shards),
@@ -210,17 +212,22 @@ def _decide(
     return {**counts, **_report(engine, decided, sets, n_new, out)}
 
 
-def _written(engine: Engine, relation: ir.Table, folder: Path, order_by: list[str]) -> ir.Table:
+def written(engine: Engine, relation: ir.Table, folder: Path, order_by: list[str]) -> ir.Table:
     """Compute a relation once, for several uses."""
     engine.write(relation, folder, order_by=order_by)
     return engine.read(folder)
 
 
-def _require_unique_ids(engine: Engine, signatures: ir.Table, n_rows: int) -> None:
-    n_ids = engine.count(signatures.select("id").distinct())
+def require_unique_ids(engine: Engine, rows: ir.Table, n_rows: int, stage: str) -> None:
+    """Refuse documents that share an id.
+
+    Raises:
+        PunaError: Some do.
+    """
+    n_ids = engine.count(rows.select("id").distinct())
     if n_ids != n_rows:
         raise PunaError(
-            f"data.dedup: {n_rows - n_ids} of {n_rows} documents have the id of another document",
+            f"{stage}: {n_rows - n_ids} of {n_rows} documents have the id of another document",
             "give every source its own name and list no file twice, then run data.ingest again",
         )
 
