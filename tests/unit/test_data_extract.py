@@ -341,7 +341,7 @@ def test_a_lone_surrogate_in_html_and_an_unknown_media_type():
         extract("x", "image/png")
 
 
-@pytest.mark.parametrize("media_type", sorted(MEDIA_TYPES))
+@pytest.mark.parametrize("media_type", sorted({*MEDIA_TYPES} - {"application/x-ipynb+json"}))
 def test_every_media_type_normalises(media_type):
     text, encoding = extract(b"A line of text.\r\nAnd one more line.\r\n", media_type)
     assert "A line of text." in text

@@ -69,12 +69,15 @@ def ingest_documents(cfg: IngestConfig, inputs: Artifacts, out: Path, events: Le
         PunaError: A source is missing or unreadable, or no document comes out of it; in strict
             mode, any input that cannot be used; a worker was killed.
     """
+    from puna.data.extract import check_extract
     from puna.data.ingest_plan import WORK_DIR, make_plan
     from puna.data.ingest_publish import publish
     from puna.data.ingest_unit import load_state, process_unit
     from puna.data.schema import DOCUMENTS_DIR, QUARANTINE_FILE
 
     start_s = time.monotonic()
+    for source in cfg.sources:
+        check_extract(source.extract)
     listings = [(source, list_source(source)) for source in cfg.sources]
     for source, items in listings:
         if not items:
@@ -120,6 +123,7 @@ def ingest_documents(cfg: IngestConfig, inputs: Artifacts, out: Path, events: Le
         "units_resumed": n_resumed,
         "worker_s": _sums(ordered, lambda state: {state["source"]: state["worker_s"]}),
         "encodings": _sums(ordered, lambda state: state["encodings"]),
+        "repaired": _sums(ordered, lambda state: {state["source"]: state.get("repaired", 0)}),
     }
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from puna.core.errors import PunaError
 from puna.core.fsio import atomic_path, hash_file, write_json
-from puna.data.extract import extract
+from puna.data.extract import extract_record
 from puna.data.extract.decode import UTF8
 from puna.data.ingest_plan import Unit
 from puna.data.readers.records import BadRecord, RawRecord, UnusableError
@@ -23,6 +23,8 @@ from puna.data.schema import DOCUMENT_SCHEMA, document_id, dump_metadata
 from puna.data.sources import open_source
 
 EMPTY = "empty"
+ROBOTS = "robots"
+REPAIRED = "repaired"
 QUARANTINE = "quarantine"
 _ROW_GROUP_ROWS = 2048
 _ID_MODULUS = 2**128
@@ -92,6 +94,7 @@ def process_unit(unit: Unit) -> dict[str, Any]:
         "parts": writer.parts,
         "read_bytes": unit.n_bytes,
         "encodings": dict(sorted(writer.encodings.items())),
+        "repaired": writer.n_repaired,
         "worker_s": time.monotonic() - start_s,
     }
     write_json(unit.state_file, state)
@@ -153,6 +156,14 @@ def original_place(path: str, metadata: str) -> str:
     return json.loads(metadata).get("file", path)
 
 
+class _RefusedError(Exception):
+    """The owner of a document does not want it used so."""
+
+    def __init__(self, directive: str) -> None:
+        super().__init__(directive)
+        self.directive = directive
+
+
 @dataclass
 class _Row:
     id: str
@@ -173,6 +184,7 @@ class _UnitWriter:
         self.tally = Tally()
         self.parts: list[dict[str, Any]] = []
         self.encodings: Counter[str] = Counter()
+        self.n_repaired = 0
 
     def add(self, record: RawRecord | BadRecord) -> None:
         """Take one record."""
@@ -186,9 +198,13 @@ class _UnitWriter:
         except UnusableError as error:
             bad = BadRecord(
                 record.path.partition("#")[0] if record.record is not None else record.path,
-                error.reason, error.error, record.n_bytes, record.record, record.offset,
+                error.reason, error.error, record.n_bytes, record.record,
+                _sum_of_known(record.offset, error.offset),
             )  # fmt: skip
             self._set_aside(bad)
+            return
+        except _RefusedError as refusal:
+            self._refuse(record, refusal)
             return
         if row is None:
             self.tally.reject(EMPTY, 1, record.n_bytes)
@@ -208,11 +224,23 @@ class _UnitWriter:
         self.tally.reject(f"{QUARANTINE}.{bad.reason}", bad.n_records, bad.n_bytes)
         self._quarantine.write(quarantine_line(self._unit.source.name, bad))
 
+    def _refuse(self, record: RawRecord, refusal: _RefusedError) -> None:
+        """Count a document whose owner does not want it used; name its place like bad input."""
+        reason = f"{ROBOTS}.{refusal.directive}"
+        self.tally.reject(reason, 1, record.n_bytes)
+        file = record.path.partition("#")[0] if record.record is not None else record.path
+        bad = BadRecord(file, reason, f"the owner says {refusal.directive!r}", record.n_bytes,
+                        record.record, record.offset)  # fmt: skip
+        self._quarantine.write(quarantine_line(self._unit.source.name, bad))
+
     def _to_row(self, record: RawRecord) -> _Row | None:
-        text, encoding = extract(record.content, record.media_type, record.encoding)
+        done = extract_record(record, self._unit.source.extract)
+        text, encoding, metadata = done.text, done.encoding, done.metadata
+        if done.refused_by is not None:
+            raise _RefusedError(done.refused_by)
         if not text or text.isspace():
             return None
-        metadata = record.metadata
+        self.n_repaired += bool(metadata.get(REPAIRED))
         if encoding != UTF8:
             self.encodings[encoding] += 1
             metadata = {**metadata, "encoding": encoding}
@@ -264,6 +292,11 @@ def duplicate(path: str, metadata: str, n_bytes: int) -> BadRecord:
         original_place(path, metadata), "duplicate-id", f"an earlier record has the id {path!r}",
         n_bytes,
     )  # fmt: skip
+
+
+def _sum_of_known(offset: int | None, inner: int | None) -> int | None:
+    """Return the offset of damage inside a record that begins at ``offset``, as far as known."""
+    return offset if inner is None else (offset or 0) + inner
 
 
 def _utf8_size(text: str, what: str) -> int:

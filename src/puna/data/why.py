@@ -163,8 +163,13 @@ def _quarantined(path: Path, stage: str, column: str, query: str) -> Iterator[Fa
                 yield Fate(
                     outcome="quarantined", stage=stage, id=identifier, source=entry["source"],
                     path=where, n_bytes=int(entry.get("n_bytes") or 0),
-                    reason=f"quarantine.{entry['reason']}", detail=entry.get("error"),
+                    reason=_full_reason(entry["reason"]), detail=entry.get("error"),
                 )  # fmt: skip
+
+
+def _full_reason(reason: str) -> str:
+    """Return the code that the flow counts: owners' refusals are no damage."""
+    return reason if reason.startswith("robots.") else f"quarantine.{reason}"
 
 
 def _complete(

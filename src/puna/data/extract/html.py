@@ -1,11 +1,16 @@
-"""HTML to text: main content with paragraphs, lists, tables and code blocks; no links, no menus."""
+"""HTML to text: main content with paragraphs, lists, tables, code and formulas; no menus."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
+
+from puna.data.extract.html_blocks import rewrite_blocks
+from puna.data.extract.rights import page_rights
+from puna.data.extract_config import DEFAULT_EXTRACT, ExtractConfig
 
 _LEAST_MAIN_SHARE = 0.1
 _MAX_DEPTH = 1000
@@ -16,28 +21,41 @@ _NOT_NESTING = frozenset(
 )  # fmt: skip
 
 
-def extract_html(html: str) -> str:
-    """Extract the readable text of a page.
+def extract_html(html: str, config: ExtractConfig = DEFAULT_EXTRACT) -> tuple[str, dict[str, Any]]:
+    """Extract the readable text of a page, and what the page says about its use.
 
-    The main content is what resiliparse's heuristics find. Where that is less than a tenth of
-    the visible text, the heuristics have missed (seen on long release notes), and the whole visible
-    text is taken. It is taken as well from pages nested deeper than 1,000 elements, on which the
-    heuristics would take quadratic time.
+    The main content is what the heuristics of ``config.extractor`` find, after mathematics, lists
+    and tables have been brought into a form that they keep (:mod:`.html_blocks`). Where that is
+    less than a tenth of the visible text, the heuristics have missed (seen on long release notes),
+    and the whole visible text is taken. It is taken as well from pages nested deeper than 1,000
+    elements, on which the heuristics would take quadratic time.
 
     Args:
         html: The page.
+        config: Which extractor.
 
     Returns:
-        Plain text; empty when the page shows none.
+        Plain text, empty when the page shows none; and ``robots``, ``licence``,
+        ``tdm_reservation`` as far as the page states them.
+
+    Raises:
+        PunaError: The extractor is not installed.
     """
     tree = HTMLTree.parse(html)
-    main = ""
-    if not _is_too_deep(html):
+    rights = page_rights(html, tree)
+    if _is_too_deep(html):
+        return extract_plain_text(tree, main_content=False, alt_texts=False), rights
+    rewrite_blocks(html, tree)
+    if config.extractor == "trafilatura":
+        from puna.data.extract.trafilatura_text import main_text
+
+        main = main_text(tree)
+    else:
         main = extract_plain_text(tree, main_content=True, alt_texts=False)
-        if len(main) > _LEAST_MAIN_SHARE * len(html):
-            return main  # certainly more than the share of the visible text
+    if len(main) > _LEAST_MAIN_SHARE * len(html):
+        return main, rights  # certainly more than the share of the visible text
     whole = extract_plain_text(tree, main_content=False, alt_texts=False)
-    return main if len(main) > _LEAST_MAIN_SHARE * len(whole) else whole
+    return (main if len(main) > _LEAST_MAIN_SHARE * len(whole) else whole), rights
 
 
 def _is_too_deep(html: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 
-CODE_MEDIA_TYPES = frozenset(("text/x-python",))
+CODE_MEDIA_TYPES = frozenset(("text/x-python", "text/x-source"))
 
 
 def normalise(text: str, media_type: str = "text/plain") -> str:

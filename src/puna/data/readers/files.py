@@ -15,8 +15,15 @@ from puna.data.readers.records import (
     UnusableError,
 )
 
-Format = Literal["jsonl", "parquet", "warc", "text", "markdown", "rst", "html", "roff", "python"]
+Format = Literal[
+    "jsonl", "parquet", "warc", "text", "markdown", "rst", "html", "roff", "python", "code",
+    "notebook", "tar", "zip",
+]  # fmt: skip
 FORMATS: tuple[str, ...] = get_args(Format)
+
+RECORD_FORMATS = frozenset(("jsonl", "parquet", "warc"))
+"""Formats of files that hold many records."""
+ARCHIVES = frozenset(("tar", "zip"))
 
 _WHOLE_FILES = {
     "text": "text/plain",
@@ -25,13 +32,18 @@ _WHOLE_FILES = {
     "html": "text/html",
     "roff": "text/troff",
     "python": "text/x-python",
+    "code": "text/x-source",
+    "notebook": "application/x-ipynb+json",
 }
 _BY_SUFFIX = {
     "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet", "pq": "parquet", "warc": "warc",
+    "wet": "warc",
     "txt": "text", "text": "text", "md": "markdown", "markdown": "markdown", "rst": "rst",
     "html": "html", "htm": "html", "xhtml": "html", "man": "roff", "py": "python",
+    "ipynb": "notebook", "tar": "tar", "tgz": "tar", "tbz2": "tar", "txz": "tar", "tzst": "tar",
+    "zip": "zip",
 }  # fmt: skip
-_COMPRESSED = re.compile(r"\.(gz|zst|zstd)$", re.IGNORECASE)
+_COMPRESSED = re.compile(r"\.(gz|zst|zstd|xz|bz2)$", re.IGNORECASE)
 _MAN_SECTION = re.compile(r"[1-9][a-z]{0,4}")
 
 
@@ -83,6 +95,8 @@ def read_file(
         from puna.data.readers.warc import read_warc
 
         yield from read_warc(decompressed(file), path, max_record_bytes=limit)
+    elif format in ARCHIVES:
+        yield BadRecord(path, "format", "an archive inside an archive is not opened")
     else:
         try:
             data = read_all(file, limit)

@@ -63,8 +63,9 @@ class UnusableError(Exception):
     Args:
         reason: Reason code.
         error: What exactly is wrong.
+        offset: Byte offset of the damage inside the record, when known.
     """
 
-    def __init__(self, reason: str, error: str) -> None:
+    def __init__(self, reason: str, error: str, offset: int | None = None) -> None:
         super().__init__(f"{reason}: {error}")
-        self.reason, self.error = reason, error
+        self.reason, self.error, self.offset = reason, error, offset

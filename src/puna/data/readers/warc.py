@@ -11,15 +11,18 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from fastwarc.warc import ArchiveIterator
 
+from puna.data.extract.rights import header_rights
 from puna.data.readers.records import (
     DEFAULT_MAX_RECORD_BYTES,
     BadRecord,
     RawRecord,
     UnusableError,
 )
+from puna.data.readers.stream import ByteStream
 
 _DOCUMENT_TYPES = frozenset((b"response", b"resource", b"conversion"))
 _OTHER_TYPES = frozenset((b"warcinfo", b"request", b"metadata", b"revisit", b"continuation"))
@@ -77,14 +80,15 @@ def read_warc(
 
 def _to_record(frame: _Frame, fields: dict[bytes, bytes], place: str, number: int) -> RawRecord:
     content, media_type, encoding = frame.block, fields.get(b"content-type", b""), None
+    rights: dict[str, str] = {}
     if media_type.startswith(b"application/http"):
-        content, media_type, encoding = _http_payload(frame)
+        content, media_type, encoding, rights = _http_payload(frame)
     name = media_type.decode("latin-1").partition(";")[0].strip().lower()
     if name not in _MEDIA_TYPES:
         raise UnusableError("media-type", f"{name or 'no media type'} holds no text")
     if encoding is None and (declared := re.search(rb"charset=\"?([\w.:-]+)", media_type)):
         encoding = declared[1].decode("ascii", "replace")
-    metadata = {}
+    metadata: dict[str, Any] = dict(rights)
     for field, key in ((b"warc-target-uri", "url"), (b"warc-date", "date")):
         if value := fields.get(field):
             metadata[key] = value.decode("utf-8", "replace").strip("<>")
@@ -93,8 +97,8 @@ def _to_record(frame: _Frame, fields: dict[bytes, bytes], place: str, number: in
     )
 
 
-def _http_payload(frame: _Frame) -> tuple[bytes, bytes, str | None]:
-    """Return body (transfer and content codings undone), media type and declared charset."""
+def _http_payload(frame: _Frame) -> tuple[bytes, bytes, str | None, dict[str, str]]:
+    """Return body (transfer and content codings undone), media type, charset, owner's terms."""
     whole = frame.header + b"\r\n\r\n" + frame.block + b"\r\n\r\n"
     try:
         record = next(iter(ArchiveIterator(io.BytesIO(whole), auto_decode="all")))
@@ -105,7 +109,8 @@ def _http_payload(frame: _Frame) -> tuple[bytes, bytes, str | None]:
     status = headers.status_code if headers is not None else None
     if status != _HTTP_OK:
         raise UnusableError("http-status", f"status {status}, not {_HTTP_OK}")
-    return body, (record.http_content_type or "").encode(), record.http_charset
+    rights = header_rights(headers)
+    return body, (record.http_content_type or "").encode(), record.http_charset, rights
 
 
 def _header_fields(header: bytes) -> dict[bytes, bytes]:
@@ -118,7 +123,7 @@ def _header_fields(header: bytes) -> dict[bytes, bytes]:
 
 
 def _frames(chunks: Iterable[bytes], max_bytes: int) -> Iterator[_Frame]:
-    stream = _Stream(iter(chunks))
+    stream = ByteStream(iter(chunks))
     while stream.fill(1):
         frame = _next_frame(stream, max_bytes)
         if frame is not None:
@@ -127,7 +132,7 @@ def _frames(chunks: Iterable[bytes], max_bytes: int) -> Iterator[_Frame]:
         yield _Frame(stream.offset, b"", b"", stream.damage)
 
 
-def _next_frame(stream: _Stream, max_bytes: int) -> _Frame | None:
+def _next_frame(stream: ByteStream, max_bytes: int) -> _Frame | None:
     """Read one record; None when only blank lines were left."""
     while stream.fill(1) and stream.buffer[:1] in b"\r\n":
         stream.drop(1)
@@ -161,7 +166,7 @@ def _next_frame(stream: _Stream, max_bytes: int) -> _Frame | None:
     return _Frame(start, header, block, None, n_bytes)
 
 
-def _resync(stream: _Stream) -> int:
+def _resync(stream: ByteStream) -> int:
     """Drop bytes up to the next record header; return how many."""
     dropped = stream.drop(1)
     while True:
@@ -171,46 +176,3 @@ def _resync(stream: _Stream) -> int:
         dropped += stream.drop(max(0, len(stream.buffer) - len(b"WARC/1.0\r\n")))
         if not stream.fill(len(stream.buffer) + 1):
             return dropped + stream.drop(len(stream.buffer))
-
-
-class _Stream:
-    """A buffer in front of chunks that knows its offset and keeps the damage that ended it."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self.buffer = bytearray()
-        self.offset = 0
-        self.damage: UnusableError | None = None
-
-    def fill(self, n_bytes: int) -> bool:
-        """Hold at least ``n_bytes`` if the file has them; tell whether it does."""
-        while len(self.buffer) < n_bytes and self.damage is None:
-            try:
-                chunk = next(self._chunks, None)
-            except UnusableError as error:
-                self.damage = error
-                break
-            if chunk is None:
-                break
-            self.buffer += chunk
-        return len(self.buffer) >= n_bytes
-
-    def drop(self, n_bytes: int) -> int:
-        """Forget the first ``n_bytes`` of the buffer."""
-        n_bytes = min(n_bytes, len(self.buffer))
-        del self.buffer[:n_bytes]
-        self.offset += n_bytes
-        return n_bytes
-
-    def take(self, n_bytes: int) -> bytes:
-        """Return and forget the first ``n_bytes``, which are in the buffer."""
-        taken = bytes(memoryview(self.buffer)[:n_bytes])
-        self.drop(n_bytes)
-        return taken
-
-    def skip(self, n_bytes: int) -> int:
-        """Read past ``n_bytes`` without holding them; return how many there were."""
-        skipped = 0
-        while skipped < n_bytes and self.fill(1):
-            skipped += self.drop(n_bytes - skipped)
-        return skipped

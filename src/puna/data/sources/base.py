@@ -15,6 +15,7 @@ from pydantic import Field
 
 from puna.core.config import Config
 from puna.core.registry import Registry
+from puna.data.extract_config import ExtractConfig
 from puna.data.readers.records import DEFAULT_MAX_RECORD_BYTES, BadRecord, RawRecord
 
 
@@ -80,6 +81,8 @@ class SourceConfig(Config):
     taken before all others."""
     max_record_bytes: int = Field(default=DEFAULT_MAX_RECORD_BYTES, ge=1)
     """Larger records are set aside (reason `quarantine.too-large`)."""
+    extract: ExtractConfig = Field(default=ExtractConfig())
+    """How texts are extracted from what is read."""
 
 
 @dataclass(frozen=True)

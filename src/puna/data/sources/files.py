@@ -5,30 +5,35 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import Field, field_validator
 
 from puna.core.config import Execution
 from puna.core.errors import PunaError
-from puna.data.readers.files import Format, format_of, read_file
+from puna.data.readers.archives import read_archive
+from puna.data.readers.files import ARCHIVES, RECORD_FORMATS, Format, format_of, read_file
 from puna.data.readers.jsonl import Fields
 from puna.data.readers.records import BadRecord, RawRecord
 from puna.data.sources.base import SourceConfig, WorkItem, register_source
 from puna.data.sources.open_files import opened, unreadable
 from puna.data.sources.select import compile_pattern, fixed_prefix, has_pattern
-from puna.data.sources.walk import logical, walk_files
+from puna.data.sources.walk import VCS_FOLDERS, logical, walk_files
 
 MediaType = Literal[
-    "text/plain", "text/markdown", "text/x-rst", "text/html", "text/troff", "text/x-python"
-]
+    "text/plain", "text/markdown", "text/x-rst", "text/html", "text/troff", "text/x-python",
+    "text/x-source", "application/x-ipynb+json",
+]  # fmt: skip
+_MAX_MEMBER_BYTES = 1 << 29
 _STAMP_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated")
 
 
 class FilesConfig(SourceConfig):
-    """Files of a corpus: JSON Lines, Parquet, WARC, text, Markdown, rst, HTML, man pages, code.
+    """Files of a corpus, in any supported format: records, texts, or archives of them.
 
-    Gzip and Zstandard are undone.
+    JSON Lines, Parquet, WARC and WET; plain text, Markdown, rst, HTML, man pages, code, Jupyter
+    notebooks; tar and zip archives of all these. Gzip, Zstandard, xz and bzip2 are undone. Folders
+    of version control (`.git`) are left out.
     """
 
     kind: Literal["files"] = "files"
@@ -40,7 +45,11 @@ class FilesConfig(SourceConfig):
     """Folder or URL that the paths are relative to; document ids depend on the path below it.
     Without it, they depend on the path below the folder before the first `*`."""
     format: Format | None = None
-    """Format of all files; by default the file name tells."""
+    """Format of all files; by default the file name tells. Members of archives go by their own
+    names always."""
+    members: tuple[str, ...] = ()
+    """Of archives, read only the members whose path in the archive fits one of these patterns;
+    all when empty."""
     encoding: str | None = None
     """Character encoding of all files; by default UTF-8, or found out for whole-file formats."""
     text_field: str = "text"
@@ -74,6 +83,7 @@ class Files:
     def __init__(self, config: FilesConfig) -> None:
         self._config = config
         self._fields = Fields(config.text_field, config.id_field, config.metadata_fields)
+        self._members = [compile_pattern(pattern) for pattern in config.members]
 
     def list_items(self) -> Iterable[WorkItem]:
         """List the files that the paths name.
@@ -148,16 +158,45 @@ class Files:
         config = self._config
         format = config.format or format_of(item.path)
         if format is None:
-            yield BadRecord(
-                item.path, "format", "the file name tells no format: set `format`, or `exclude` it",
-                item.n_bytes,
-            )  # fmt: skip
+            yield _no_format(item.path, item.n_bytes)
             return
         with opened(item.location, config.storage_options) as file:
-            yield from read_file(
-                file, item.path, format, fields=self._fields, media_type=config.media_type,
-                encoding=config.encoding, max_record_bytes=config.max_record_bytes,
-            )  # fmt: skip
+            if format in ARCHIVES:
+                yield from read_archive(
+                    file, item.path, format, self._read_member, wanted=self._is_wanted,
+                    max_member_bytes=self._member_limit,
+                )  # fmt: skip
+            else:
+                yield from self._read_as(file, item.path, format)
+
+    def _member_limit(self, member: str) -> int:
+        """Files of many records may be larger than a record, but members are held in memory."""
+        is_whole = format_of(member) not in RECORD_FORMATS
+        limit = self._config.max_record_bytes
+        return limit if is_whole else max(limit, _MAX_MEMBER_BYTES)
+
+    def _is_wanted(self, member: str) -> bool:
+        return not self._members or any(pattern.fullmatch(member) for pattern in self._members)
+
+    def _read_member(self, file: BinaryIO, path: str) -> Iterator[RawRecord | BadRecord]:
+        format = format_of(path)
+        if format is None:
+            yield _no_format(path, len(file.read()))
+        else:
+            yield from self._read_as(file, path, format)
+
+    def _read_as(self, file: BinaryIO, path: str, format: str) -> Iterator[RawRecord | BadRecord]:
+        config = self._config
+        return read_file(
+            file, path, format, fields=self._fields, media_type=config.media_type,
+            encoding=config.encoding, max_record_bytes=config.max_record_bytes,
+        )  # fmt: skip
+
+
+def _no_format(path: str, n_bytes: int) -> BadRecord:
+    return BadRecord(
+        path, "format", "the file name tells no format: set `format`, or `exclude` it", n_bytes
+    )
 
 
 def _list_local(base: str, is_exact: bool) -> Iterator[tuple[str, WorkItem]]:
@@ -176,7 +215,10 @@ def _list_local(base: str, is_exact: bool) -> Iterator[tuple[str, WorkItem]]:
             yield base, WorkItem(base, base, found.st_size, str(found.st_mtime_ns))
         return
     prefix = "/" if folder == "/" else f"{folder}/"
-    for item in walk_files(folder, prefix if base else "", follow_links=True, stamped=True):
+    for item in walk_files(
+        folder, prefix if base else "", skip_folder=VCS_FOLDERS.__contains__, follow_links=True,
+        stamped=True,
+    ):  # fmt: skip
         yield item.path, item
 
 

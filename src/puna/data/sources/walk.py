@@ -9,6 +9,9 @@ from puna.core.errors import explain_environment_error
 from puna.core.progress import say
 from puna.data.sources.base import WorkItem
 
+VCS_FOLDERS = frozenset((".git", ".hg", ".svn"))
+"""Folders of version control: objects and bookkeeping, no documents."""
+
 
 def logical(name: str) -> str:
     r"""Return a file name as valid Unicode: bytes that are none become ``\xNN``."""
