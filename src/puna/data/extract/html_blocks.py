@@ -63,7 +63,7 @@ def rewrite_blocks(html: str, tree: HTMLTree) -> None:
             _deepen_list(tree, element)
 
 
-def _rewrite_math(tree: HTMLTree, body: Any, is_mathjax_2: bool) -> None:
+def _rewrite_math(tree: Any, body: Any, is_mathjax_2: bool) -> None:
     for node in body.query_selector_all("script"):
         kind = (node.getattr("type") or "").lower()
         if kind.startswith("math/tex"):
@@ -109,12 +109,12 @@ def _tex(source: str, is_display: bool) -> str:
     return f" $${text}$$ " if is_display else f" ${text}$ "
 
 
-def _replace(tree: HTMLTree, node: Any, text: str) -> None:
+def _replace(tree: Any, node: Any, text: str) -> None:
     if node.parent is not None:
         node.parent.replace_child(tree.create_text_node(text), node)
 
 
-def _rewrite_table(tree: HTMLTree, table: Any) -> None:
+def _rewrite_table(tree: Any, table: Any) -> None:
     """Turn a data table into preformatted rows; tables that lay out a page stay as they are."""
     if table.parent is None or table.getattr("role") in ("presentation", "none"):
         return
@@ -152,7 +152,7 @@ def _plain(html: str) -> str:
     return _SPACE.sub(" ", unescape(text)).strip()
 
 
-def _deepen_list(tree: HTMLTree, element: Any) -> None:
+def _deepen_list(tree: Any, element: Any) -> None:
     depth, node = 0, element.parent
     while node is not None and node.tag != "body":
         depth += 1

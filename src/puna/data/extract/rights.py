@@ -32,8 +32,10 @@ def page_rights(html: str, tree: HTMLTree) -> dict[str, str]:
     lower = html.lower()
     if not any(sign in lower for sign in _SIGNS):
         return {}
-    robots, found = [], {}
-    for meta in tree.document.get_elements_by_tag_name("meta"):
+    robots: list[str] = []
+    found: dict[str, str] = {}
+    document: Any = tree.document
+    for meta in document.get_elements_by_tag_name("meta"):
         name = (meta.getattr("name") or meta.getattr("property") or "").strip().lower()
         content = (meta.getattr("content") or "").strip()
         if not name or not content:
@@ -46,7 +48,7 @@ def page_rights(html: str, tree: HTMLTree) -> dict[str, str]:
             found[TDM] = content[:_MAX_VALUE_CHARS]
     if "license" in lower and _REL_LICENCE.search(lower):
         for selector in ("link[rel~=license]", "a[rel~=license]"):
-            for link in tree.document.query_selector_all(selector):
+            for link in document.query_selector_all(selector):
                 if href := (link.getattr("href") or "").strip():
                     found[LICENCE] = href[:_MAX_VALUE_CHARS]  # a URL says more than a sentence
                     break

@@ -49,8 +49,9 @@ def main_text(tree: HTMLTree) -> str:
     """
     trafilatura = _trafilatura()
     is_marked = _mark_lines(tree)
+    document: Any = tree.document
     text = trafilatura.extract(
-        tree.document.html, output_format="txt", include_comments=False, include_tables=True,
+        document.html, output_format="txt", include_comments=False, include_tables=True,
         include_links=False, include_images=False, deduplicate=False,
     )  # fmt: skip
     if not text:
@@ -58,7 +59,7 @@ def main_text(tree: HTMLTree) -> str:
     return _MARKED.sub("", text) if is_marked else text
 
 
-def _mark_lines(tree: HTMLTree) -> bool:
+def _mark_lines(tree: Any) -> bool:
     """Put a mark before every line of preformatted blocks; tell whether that was possible."""
     body = tree.body
     if body is None or _MARK in body.text:

@@ -35,6 +35,7 @@ from puna.data.sources.base import (
     register_source,
 )
 from puna.data.sources.files import FilesConfig
+from puna.data.sources.hf_dataset import HfDatasetConfig
 from puna.data.sources.python_code import PythonCodeConfig
 from puna.data.sources.python_docs import PythonDocsConfig
 from puna.data.sources.python_reference import PythonReferenceConfig
@@ -53,7 +54,12 @@ class PluginConfig(SourceConfig):
 
 
 AnySourceConfig = Annotated[
-    PythonCodeConfig | PythonReferenceConfig | PythonDocsConfig | FilesConfig | PluginConfig,
+    PythonCodeConfig
+    | PythonReferenceConfig
+    | PythonDocsConfig
+    | FilesConfig
+    | HfDatasetConfig
+    | PluginConfig,
     Field(discriminator="kind"),
 ]
 """An entry of ``[[data.ingest.sources]]``."""
