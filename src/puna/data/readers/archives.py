@@ -40,7 +40,7 @@ def read_archive(
         read_member: Reads one member, given its content and its path inside the source.
         wanted: Called with a member's path in the archive; false leaves it out.
         max_member_bytes: Path of a member -> limit in bytes; larger ones are set aside.
-        comments: Takes comments of the archive (tar only), as :func:`.tar.read_tar` does.
+        comments: Takes the comments of the archive, among them the commit of `git archive`.
     """
     for member in _members(file, format, max_member_bytes, comments):
         inner = f"{path}{SEPARATOR}{member.path}" if member.path else path
@@ -64,7 +64,7 @@ def _members(
     file: BinaryIO, format: str, limit: Callable[[str], int], comments: list[str] | None
 ) -> Iterator[Member]:
     if format == "zip":
-        return read_zip(file, limit)
+        return read_zip(file, limit, comments)
     return read_tar(_bounded(file), limit, comments)
 
 

@@ -14,7 +14,9 @@ from puna.data.readers.tar import Member
 _ENCRYPTED = 0x1
 
 
-def read_zip(file: BinaryIO, max_member_bytes: Callable[[str], int]) -> Iterator[Member]:
+def read_zip(
+    file: BinaryIO, max_member_bytes: Callable[[str], int], comments: list[str] | None = None
+) -> Iterator[Member]:
     """Read the files of a zip archive in the order of its directory.
 
     The directory stands at the end, so an archive that was cut has lost it, and with it the names
@@ -23,6 +25,7 @@ def read_zip(file: BinaryIO, max_member_bytes: Callable[[str], int]) -> Iterator
     Args:
         file: Open, seekable file.
         max_member_bytes: Path of a member -> limit; larger ones are not read (``too-large``).
+        comments: Takes the comment of the archive; `git archive` writes its commit there.
     """
     n_bytes = file.seek(0, 2)
     try:
@@ -34,6 +37,8 @@ def read_zip(file: BinaryIO, max_member_bytes: Callable[[str], int]) -> Iterator
         )
         yield Member("", n_bytes, n_bytes, None, damage)
         return
+    if comments is not None:
+        comments.append(archive.comment.decode("utf-8", "replace"))
     for info in members:
         if not info.is_dir():
             yield _read_member(archive, info, max_member_bytes)

@@ -34,6 +34,7 @@ from puna.data.sources.base import (
     WorkItem,
     register_source,
 )
+from puna.data.sources.code_tree import CodeTreeConfig
 from puna.data.sources.files import FilesConfig
 from puna.data.sources.hf_dataset import HfDatasetConfig
 from puna.data.sources.python_code import PythonCodeConfig
@@ -59,6 +60,7 @@ AnySourceConfig = Annotated[
     | PythonDocsConfig
     | FilesConfig
     | HfDatasetConfig
+    | CodeTreeConfig
     | PluginConfig,
     Field(discriminator="kind"),
 ]
