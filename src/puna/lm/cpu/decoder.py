@@ -13,7 +13,7 @@ from puna.lm.cpu.attention import MOST_SPANS, SPAN_KEYS
 from puna.lm.cpu.crew import crew_of
 from puna.lm.cpu.intrinsics import BFLOAT16, FLOAT32, INT8, LANES
 from puna.lm.cpu.pages import merge_pages
-from puna.lm.cpu.step import forward
+from puna.lm.cpu.step import forward, head
 from puna.lm.cpu.structures import (
     PROGRESS_COLUMNS,
     STAGES_PER_LAYER,
@@ -74,6 +74,10 @@ class CpuDecoder:
         model: See :func:`is_supported`.
         n_threads: PyTorch's number when None.
 
+    Attributes:
+        shape: Sizes of the model.
+        weights: Where its parameters lie.
+
     Raises:
         ValueError: The model is not supported, or a parameter does not fit its configuration.
     """
@@ -84,11 +88,11 @@ class CpuDecoder:
         _check_shapes(model)
         c = model.config
         self._model = model
-        self._n_threads = n_threads or torch.get_num_threads()
-        self._shape = Shape(
+        self.n_threads = n_threads or torch.get_num_threads()
+        self.shape = Shape(
             c.dim, c.ffn_dim, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab_size
         )  # fmt: skip
-        self._weights, self._owners = _weights(model)
+        self.weights, self._owners = _weights(model)
         self._buffers: Buffers | None = None
         self._n_tokens = self._n_spans = self._n_keys = self._n_calls = 0
 
@@ -122,26 +126,51 @@ class CpuDecoder:
         tokens_N, positions_N = _plain(tokens_N, np.int64), _plain(positions_N, np.int64)
         tables_NM = _plain(tables_NM, np.int32)
         rows_R = np.arange(len(tokens_N)) if rows_R is None else _plain(rows_R, np.int64)
-        rotation = self._model.rotation_at(torch.from_numpy(positions_N))
-        cache = Cache(
-            _NORM_KINDS[pool.keys[0].dtype],
-            np.array([tensor.data_ptr() for tensor in pool.keys], np.int64),
-            np.array([tensor.data_ptr() for tensor in pool.values], np.int64),
-            pool.block_tokens,
-        )
-        logits_RV = torch.empty(len(rows_R), self._shape.vocab_size)
+        cos_NH, sin_NH = self.rotation_at(positions_N)
+        cache = self.cache_of(pool)
+        logits_RV = torch.empty(len(rows_R), self.shape.vocab_size)
         call = Call(
-            tokens_N, positions_N, tables_NM, rotation.cos.numpy(), rotation.sin.numpy(), rows_R,
+            tokens_N, positions_N, tables_NM, cos_NH.numpy(), sin_NH.numpy(), rows_R,
             logits_RV.numpy(),
         )  # fmt: skip
         buffers = self._fitting(len(tokens_N), int(positions_N.max()) + 1)
         buffers.progress_T[:] = 0
         buffers.joined_NK[:] = 0
-        n_threads, weights, shape = self._n_threads, self._weights, self._shape
+        n_threads, weights, shape = self.n_threads, self.weights, self.shape
         crew_of(n_threads).run(
             lambda thread: forward(thread, n_threads, weights, shape, cache, call, buffers)
         )
         return logits_RV
+
+    def logits(self, x_RC: Float[np.ndarray, "rows dim"]) -> Float[Tensor, "rows vocab"]:
+        """Return the logits of what the layers gave; float32, a tensor of its own."""
+        n_rows = len(x_RC)
+        logits_RV = torch.empty(n_rows, self.shape.vocab_size)
+        if not n_rows:
+            return logits_RV
+        buffers = self._fitting(n_rows, 1)
+        buffers.x_NC[:n_rows] = x_RC
+        buffers.progress_T[:] = 0
+        rows_R, out_RV = np.arange(n_rows), logits_RV.numpy()
+        n_threads, weights, shape = self.n_threads, self.weights, self.shape
+        crew_of(n_threads).run(
+            lambda thread: head(thread, n_threads, 0, weights, shape, rows_R, out_RV, buffers)
+        )
+        return logits_RV
+
+    def cache_of(self, pool: KVPool) -> Cache:
+        """Return where a pool's keys and values lie; valid until it grows."""
+        return Cache(
+            _NORM_KINDS[pool.keys[0].dtype],
+            np.array([tensor.data_ptr() for tensor in pool.keys], np.int64),
+            np.array([tensor.data_ptr() for tensor in pool.values], np.int64),
+            pool.block_tokens,
+        )
+
+    def rotation_at(self, positions: Int64[np.ndarray, "*shape"]) -> tuple[Tensor, Tensor]:
+        """Return the cosines and sines of positions."""
+        rotation = self._model.rotation_at(torch.from_numpy(positions))
+        return rotation.cos, rotation.sin
 
     def _fitting(self, n_tokens: int, n_keys: int) -> Buffers:
         """Return buffers that are large enough; they grow and stay."""
@@ -155,7 +184,7 @@ class CpuDecoder:
         return self._buffers
 
     def _new_buffers(self) -> Buffers:
-        s, n, threads = self._shape, self._n_tokens, self._n_threads
+        s, n, threads = self.shape, self._n_tokens, self.n_threads
         group = s.n_heads // s.n_kv_heads
         stages = 2 + STAGES_PER_LAYER * self._model.config.n_layers
         shapes = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.data.kernels.buffers import Int, kernel
+from puna.data.kernels.buffers import Array, Int, kernel
 from puna.lm.cpu.attention import attend, join, span_keys
 from puna.lm.cpu.elementwise import copy_head, embed, gate, normalise, rotate
 from puna.lm.cpu.intrinsics import WIDTHS, atomic_add
@@ -64,7 +64,7 @@ def forward(
         _add(n_threads, stage + 4, layer, W2, weights, shape, call, buffers)
         stage += _STAGES_PER_LAYER
     if len(call.rows_R):
-        _head(thread, n_threads, stage, weights, shape, call, buffers)
+        head(thread, n_threads, stage, weights, shape, call.rows_R, call.logits_RV, buffers)
 
 
 @kernel
@@ -221,23 +221,23 @@ def _gate(
 
 
 @kernel
-def _head(
-    thread: Int, n_threads: Int, stage: Int, weights: Weights, shape: Shape, call: Call,
-    buffers: Buffers,
+def head(
+    thread: Int, n_threads: Int, stage: Int, weights: Weights, shape: Shape, rows_R: Array,
+    logits_RV: Array, buffers: Buffers,
 ) -> None:  # fmt: skip
-    """Compute the logits of the tokens that want them."""
-    dim, n_rows = shape.dim, len(call.rows_R)
+    """Compute the logits of some tokens of the residual stream."""
+    dim, n_rows = shape.dim, len(rows_R)
     row_bytes, progress = dim * _WIDTHS[weights.kind], buffers.progress_T.ctypes.data
     rows = rows_per_piece(shape.vocab_size, row_bytes, n_threads)
     n_pieces = (shape.vocab_size + rows - 1) // rows
-    normed_NC, out = buffers.normed_PNC[thread], call.logits_RV
+    normed_NC, out = buffers.normed_PNC[thread], logits_RV
     is_ready = False
     piece = take(progress, stage, n_pieces)
     while piece < n_pieces:
         if not is_ready:
             for i in range(n_rows):
                 normalise(
-                    buffers.x_NC, weights.norm_kind, weights.norm, weights.eps, call.rows_R[i], 1,
+                    buffers.x_NC, weights.norm_kind, weights.norm, weights.eps, rows_R[i], 1,
                     normed_NC[i:],
                 )  # fmt: skip
             is_ready = True

@@ -15,6 +15,12 @@ WQ, WK, WV, WO, W1, W2, W3 = range(7)
 """Columns of the tables of weights."""
 STAGES_PER_LAYER = 5
 """Queries, keys and values; attention; its output; gate; the feed-forward's output."""
+STAGES_PER_PROMPT_LAYER = 9
+"""See :mod:`puna.lm.cpu.prompt`."""
+KEY_BLOCK = 64
+"""Keys that a prompt's attention looks at together; even."""
+GATE_ROWS, GATE_VECTORS = 24, 4
+"""Rows and vectors of tokens whose gates a thread computes together; whole tiles."""
 NEXT, DONE, PROGRESS_COLUMNS = 0, 8, 16
 """Columns of the table of progress: in cache lines of their own."""
 
@@ -119,3 +125,71 @@ class Buffers(NamedTuple):
     scores_PGS: np.ndarray
     parts_NKZGE: np.ndarray
     lanes_P16: np.ndarray
+
+
+class Prompt(NamedTuple):
+    """The tokens of one call, in V vectors of 16; the last token fills up a vector.
+
+    Attributes:
+        tokens_V16: Ids, int64.
+        positions_V16: Position of each in its request, int64, rising.
+        counts_V: Tokens of a vector that are not filled up, int64.
+        owners_V: Request of each vector, int64.
+        cos_VH16: Rotation of each token, float32.
+        sin_VH16: The same.
+        tables_RM: Blocks of each request, int32.
+        n_keys_R: Keys of each request, those of this call included, int64.
+        first_blocks_R: First of its blocks of :data:`KEY_BLOCK` keys, int64.
+        block_owners_B: Request of each of these blocks, int64.
+    """
+
+    tokens_V16: np.ndarray
+    positions_V16: np.ndarray
+    counts_V: np.ndarray
+    owners_V: np.ndarray
+    cos_VH16: np.ndarray
+    sin_VH16: np.ndarray
+    tables_RM: np.ndarray
+    n_keys_R: np.ndarray
+    first_blocks_R: np.ndarray
+    block_owners_B: np.ndarray
+
+
+class PromptBuffers(NamedTuple):
+    """Memory of a prompt's activations; float32, or pairs of bfloat16 as int32 where it says so.
+
+    Attributes:
+        progress_T: Of each stage, int64, zero before the call: pieces taken, pieces done.
+        eps_1: Of the norms.
+        factors_216: Ones; 1 / sqrt(head_dim).
+        x_VC16: The residual stream.
+        normed_VC16: Its norm, or what attention gives; pairs.
+        qkv_VQ16: Queries, keys and values.
+        query_VQ16: The same, rotated; pairs.
+        gate_VF16: Inside the feed-forward; pairs.
+        both_P2VF16: Scratch of each thread: gate and up of a few rows.
+        keys_BKSD: The keys of all requests in blocks, bfloat16 as int16.
+        values_BKDS: The values, turned around, bfloat16 as int16.
+        scores_PGS16: Scratch of each thread: scores of a block.
+        weights_PGS16: Their exponentials; pairs.
+        mixed_PGD16: Weighted values.
+        state_PG316: What a softmax that goes on has to know.
+        visible_P16: Keys of a block that each token sees, int32.
+    """
+
+    progress_T: np.ndarray
+    eps_1: np.ndarray
+    factors_216: np.ndarray
+    x_VC16: np.ndarray
+    normed_VC16: np.ndarray
+    qkv_VQ16: np.ndarray
+    query_VQ16: np.ndarray
+    gate_VF16: np.ndarray
+    both_P2VF16: np.ndarray
+    keys_BKSD: np.ndarray
+    values_BKDS: np.ndarray
+    scores_PGS16: np.ndarray
+    weights_PGS16: np.ndarray
+    mixed_PGD16: np.ndarray
+    state_PG316: np.ndarray
+    visible_P16: np.ndarray

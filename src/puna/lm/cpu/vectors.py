@@ -18,7 +18,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 
 from puna.lm.cpu.intrinsics import (
@@ -44,8 +44,15 @@ _UNROLLED = 4  # vectors: 64 int8 weights, one cache line
 IS_WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
 """Whether one register holds 16 floats, and there are 32 of them: tiles may be larger."""
 
+_SETTINGS = [getattr(config, name) for name in ("ENABLE_AVX", "CPU_NAME", "CPU_FEATURES")]
+MULTIPLIES_PAIRS = _SETTINGS == [1, None, None] and bool(
+    llvm.get_host_cpu_features().get("avx512bf16")
+)
+"""Whether the processor multiplies pairs of bfloat16, and numba compiles for all it can do."""
 
-def _constant(value: int) -> Any:
+
+def constant(value: int) -> Any:
+    """Return an int64 constant."""
     return ir.Constant(I64, value)
 
 
@@ -81,8 +88,8 @@ def make_tile(n_rows: int, n_tokens: int) -> Any:
 
 def _emit_tile(builder: ir.IRBuilder, kind: int, n_rows: int, n_tokens: int, args: Any) -> None:
     weights, row_bytes, scales, ahead, inputs, input_bytes, size, out, out_bytes, adds = args
-    rows = [builder.add(weights, builder.mul(row_bytes, _constant(r))) for r in range(n_rows)]
-    tokens = [builder.add(inputs, builder.mul(input_bytes, _constant(t))) for t in range(n_tokens)]
+    rows = [builder.add(weights, builder.mul(row_bytes, constant(r))) for r in range(n_rows)]
+    tokens = [builder.add(inputs, builder.mul(input_bytes, constant(t))) for t in range(n_tokens)]
     if n_tokens == 1:
         sums = [s for row in rows for s in _emit_sums(builder, kind, [row], tokens, size, ahead)]
     else:
@@ -92,9 +99,9 @@ def _emit_tile(builder: ir.IRBuilder, kind: int, n_rows: int, n_tokens: int, arg
         result = _part(builder, totals, t * n_rows, n_rows)
         if kind == INT8:
             result = builder.fmul(result, emit_load(builder, scales, FLOAT32, n_rows))
-        place = builder.add(out, builder.mul(out_bytes, _constant(t)))
+        place = builder.add(out, builder.mul(out_bytes, constant(t)))
         old = emit_load(builder, place, FLOAT32, n_rows)
-        is_sum = builder.icmp_signed("!=", adds, _constant(0))
+        is_sum = builder.icmp_signed("!=", adds, constant(0))
         emit_store(builder, builder.select(is_sum, builder.fadd(old, result), result), place)
 
 
@@ -107,15 +114,15 @@ def _emit_sums(
 
     def add(sums: list[Any], values: list[Any], given: list[Any]) -> list[Any]:
         pairs = [(v, g) for g in given for v in values]
-        return [_fma(builder, v, g, total) for (v, g), total in zip(pairs, sums, strict=True)]
+        return [emit_fma(builder, v, g, total) for (v, g), total in zip(pairs, sums, strict=True)]
 
     def step(position: Any, sums: list[Any], n_vectors: int) -> list[Any]:
-        at_weight = builder.mul(position, _constant(width))
-        at_input = builder.mul(position, _constant(4))
+        at_weight = builder.mul(position, constant(width))
+        at_input = builder.mul(position, constant(4))
         if n_vectors > 1:
-            first = builder.add(far, builder.mul(at_weight, _constant(n_rows)))
+            first = builder.add(far, builder.mul(at_weight, constant(n_rows)))
             for line in range(0, n_rows * n_vectors * LANES * width, LINE_BYTES):
-                emit_prefetch(builder, builder.add(first, _constant(line)))
+                emit_prefetch(builder, builder.add(first, constant(line)))
         here = [builder.add(row, at_weight) for row in rows]
         there = [builder.add(token, at_input) for token in tokens]
         for vector in range(n_vectors):
@@ -125,10 +132,12 @@ def _emit_sums(
         return sums
 
     sums = [ir.Constant(VECTOR, [0.0] * LANES) for _ in range(n_rows * len(tokens))]
-    many = builder.and_(size, _constant(-_UNROLLED * LANES))
-    whole = builder.and_(size, _constant(-LANES))
-    sums = _loop(builder, _constant(0), many, _UNROLLED * LANES, sums, lambda i, s: step(i, s, 4))
-    sums = _loop(builder, many, whole, LANES, sums, lambda i, s: step(i, s, 1))
+    many = builder.and_(size, constant(-_UNROLLED * LANES))
+    whole = builder.and_(size, constant(-LANES))
+    sums = emit_loop(
+        builder, constant(0), many, _UNROLLED * LANES, sums, lambda i, s: step(i, s, 4)
+    )
+    sums = emit_loop(builder, many, whole, LANES, sums, lambda i, s: step(i, s, 1))
     values = [cgutils.alloca_once(builder, VECTOR) for _ in rows]
     given = [cgutils.alloca_once(builder, VECTOR) for _ in tokens]
 
@@ -138,16 +147,17 @@ def _emit_sums(
                 _copy_tail(builder, address, position, size, kind_of, place)
         return add(sums, [builder.load(v) for v in values], [builder.load(g) for g in given])
 
-    return _loop(builder, whole, size, LANES, sums, tail)
+    return emit_loop(builder, whole, size, LANES, sums, tail)
 
 
 def _vector(builder: ir.IRBuilder, address: Any, shift: int, kind: int) -> Any:
     return emit_load(
-        builder, builder.add(address, _constant(shift * WIDTHS[kind])), kind, LANES
+        builder, builder.add(address, constant(shift * WIDTHS[kind])), kind, LANES
     )  # fmt: skip
 
 
-def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+def emit_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    """Emit a * b + c, rounded once, of float32 numbers or vectors."""
     suffix = "f32" if a.type == F32 else f"v{LANES}f32"
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(a.type, [a.type] * 3), f"llvm.fma.{suffix}"
@@ -164,13 +174,13 @@ def _copy_tail(
 
     def copy(i: Any, carried: list[Any]) -> list[Any]:
         value = emit_load(
-            builder, builder.add(address, builder.mul(i, _constant(WIDTHS[kind]))), kind
+            builder, builder.add(address, builder.mul(i, constant(WIDTHS[kind]))), kind
         )
-        to = builder.add(base, builder.mul(builder.sub(i, start), _constant(4)))
+        to = builder.add(base, builder.mul(builder.sub(i, start), constant(4)))
         emit_store(builder, value, to)
         return carried
 
-    _loop(builder, start, size, 1, [], copy)
+    emit_loop(builder, start, size, 1, [], copy)
 
 
 def _tree_sums(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
@@ -211,13 +221,14 @@ def _part(builder: ir.IRBuilder, vector: Any, first: int, n: int) -> Any:
     return _shuffle(builder, vector, undefined, list(range(first, first + n)))
 
 
-def _splat(builder: ir.IRBuilder, value: Any) -> Any:
+def emit_splat(builder: ir.IRBuilder, value: Any) -> Any:
+    """Emit a vector of one float32."""
     undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
     return _shuffle(builder, first, undefined, [0] * LANES)
 
 
-def _loop(
+def emit_loop(
     builder: ir.IRBuilder, start: Any, stop: Any, step: int, carried: list[Any], body: Any
 ) -> list[Any]:
     """Emit ``for i in range(start, stop, step)`` that carries values; return the last ones."""
@@ -235,7 +246,7 @@ def _loop(
     builder.cbranch(builder.icmp_signed("<", index, stop), inner, after)
     builder.position_at_end(inner)
     new = body(index, values)
-    following = builder.add(index, _constant(step))
+    following = builder.add(index, constant(step))
     index.add_incoming(following, builder.block)
     for phi, value in zip(values, new, strict=True):
         phi.add_incoming(value, builder.block)
@@ -275,13 +286,13 @@ def _emit_mixer(builder: ir.IRBuilder, kind: int, n_heads: int, args: Any) -> No
     rows, row_bytes, weights, weight_bytes, n_rows, size, out, out_bytes = args
 
     def offset(base: Any, stride: Any, i: int) -> Any:
-        return builder.add(base, builder.mul(stride, _constant(i)))
+        return builder.add(base, builder.mul(stride, constant(i)))
 
     def columns(at: Any, n_vectors: int, lanes: int) -> None:
-        first = builder.add(rows, builder.mul(at, _constant(WIDTHS[kind])))
-        to = builder.add(out, builder.mul(at, _constant(4)))
+        first = builder.add(rows, builder.mul(at, constant(WIDTHS[kind])))
+        to = builder.add(out, builder.mul(at, constant(4)))
         places = [
-            builder.add(offset(to, out_bytes, head), _constant(4 * lanes * vector))
+            builder.add(offset(to, out_bytes, head), constant(4 * lanes * vector))
             for head in range(n_heads)
             for vector in range(n_vectors)
         ]
@@ -290,21 +301,21 @@ def _emit_mixer(builder: ir.IRBuilder, kind: int, n_heads: int, args: Any) -> No
             address = builder.add(first, builder.mul(row, row_bytes))
             values = [
                 emit_load(
-                    builder, builder.add(address, _constant(v * lanes * WIDTHS[kind])), kind, lanes
+                    builder, builder.add(address, constant(v * lanes * WIDTHS[kind])), kind, lanes
                 )
                 for v in range(n_vectors)
             ]
             new: list[Any] = []
             for head in range(n_heads):
-                place = builder.add(weights, builder.mul(row, _constant(4)))
+                place = builder.add(weights, builder.mul(row, constant(4)))
                 weight = emit_load(builder, offset(place, weight_bytes, head), FLOAT32)
-                factor = weight if lanes == 1 else _splat(builder, weight)
+                factor = weight if lanes == 1 else emit_splat(builder, weight)
                 for value in values:
-                    new.append(_fma(builder, factor, value, sums[len(new)]))
+                    new.append(emit_fma(builder, factor, value, sums[len(new)]))
             return new
 
         start = [emit_load(builder, place, FLOAT32, lanes) for place in places]
-        sums = _loop(builder, _constant(0), n_rows, 1, start, add_row)
+        sums = emit_loop(builder, constant(0), n_rows, 1, start, add_row)
         for total, place in zip(sums, places, strict=True):
             emit_store(builder, total, place)
 
@@ -315,8 +326,8 @@ def _emit_mixer(builder: ir.IRBuilder, kind: int, n_heads: int, args: Any) -> No
 
         return run
 
-    many = builder.and_(size, _constant(-_UNROLLED * LANES))
-    whole = builder.and_(size, _constant(-LANES))
-    _loop(builder, _constant(0), many, _UNROLLED * LANES, [], body(_UNROLLED, LANES))
-    _loop(builder, many, whole, LANES, [], body(1, LANES))
-    _loop(builder, whole, size, 1, [], body(1, 1))
+    many = builder.and_(size, constant(-_UNROLLED * LANES))
+    whole = builder.and_(size, constant(-LANES))
+    emit_loop(builder, constant(0), many, _UNROLLED * LANES, [], body(_UNROLLED, LANES))
+    emit_loop(builder, many, whole, LANES, [], body(1, LANES))
+    emit_loop(builder, whole, size, 1, [], body(1, 1))

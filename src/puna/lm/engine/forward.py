@@ -23,10 +23,13 @@ from puna.model.llama import Llama
 
 if TYPE_CHECKING:
     from puna.lm.cpu.decoder import CpuDecoder
+    from puna.lm.cpu.prefill import CpuPrefill
 
 FEW_TOKENS = {torch.float32: 512, torch.bfloat16: 64, torch.int8: 512}
 """Prompt tokens that the compiled step computes no slower than PyTorch, by dtype of matrices."""
-_CHEAPLY_INVARIANT = (torch.float32, torch.int8)  # bfloat16 gains too much by packing
+FEWEST_PREFILLED = 12
+"""Prompt tokens that the compiled prefill, where there is one, computes no slower than the step."""
+_CHEAPLY_INVARIANT = (torch.float32, torch.int8)  # in bfloat16 PyTorch gains too much by packing
 NEAR_TOKENS = 768
 """Beyond this position the keys no longer stay in the processor's cache between tokens, and several
 tokens of one request are better computed by PyTorch, which reads the keys once for all of them."""
@@ -78,14 +81,18 @@ class Forward:
         self._model, self._pool = model, pool
         self._device = model.norm.weight.device
         self._decoder: CpuDecoder | None = None
+        self._prefill: CpuPrefill | None = None
         if backend == "auto":
             self._decoder = _decoder_of(model)
+            self._prefill = None if self._decoder is None else _prefill_of(self._decoder)
         weight = model.layers[0].get_submodule("attention.wq").weight
         assert isinstance(weight, Tensor)
         self._few_tokens = FEW_TOKENS[weight.dtype] if self._decoder else 0
         is_float32 = model.norm.weight.dtype == torch.float32
         self._round_rows = self._device.type == "cpu" and not is_float32
-        is_cheap = self._decoder is not None and weight.dtype in _CHEAPLY_INVARIANT
+        is_cheap = self._decoder is not None and (
+            self._prefill is not None or weight.dtype in _CHEAPLY_INVARIANT
+        )
         self.is_invariant = is_cheap if batch_invariant is None else batch_invariant
 
     def run(self, work: Items[Work]) -> list[Result]:
@@ -94,6 +101,8 @@ class Forward:
         few, rest = self._split(work)
         if few:
             results += self._compiled(few)
+        if rest and self._prefill is not None:
+            return results + self._prefilled(rest)
         if rest:
             # One packed forward, or one for each.
             for group in [[item] for item in rest] if self.is_invariant else [rest]:
@@ -101,10 +110,12 @@ class Forward:
         return results
 
     def _split(self, work: Items[Work]) -> tuple[list[Work], list[Work]]:
-        """Return what the compiled step computes, and what PyTorch does."""
+        """Return what the compiled step computes, and what the compiled prefill or PyTorch does."""
         if self._decoder is None:
             return [], list(work)
         few = [item for item in work if self._is_few(item)]
+        if self._prefill is not None:
+            return few, [item for item in work if item not in few]
         n_prompt_tokens = sum(item.n_tokens for item in few if item.n_tokens > 1)
         if not self.is_invariant and n_prompt_tokens > self._few_tokens:
             # Packed together they are many, and PyTorch is faster.
@@ -117,7 +128,8 @@ class Forward:
         if sequence.prompt_logprobs is not None and not sequence.is_decoding:
             return False
         is_near = sequence.n_computed + item.n_tokens <= NEAR_TOKENS
-        return item.n_tokens == 1 or (item.n_tokens <= self._few_tokens and is_near)
+        most = self._few_tokens if self._prefill is None else FEWEST_PREFILLED - 1
+        return item.n_tokens == 1 or (item.n_tokens <= most and is_near)
 
     def _compiled(self, work: Items[Work]) -> list[Result]:
         """One call of the compiled step, whose rows do not depend on each other."""
@@ -133,6 +145,29 @@ class Forward:
         rows_R = ends[[item.is_last for item in work]]
         logits_RV = self._decoder.forward(tokens_N, positions_N, tables_NM, self._pool, rows_R)
         return rate([item.sequence for item in work if item.is_last], logits_RV)
+
+    def _prefilled(self, work: Items[Work]) -> list[Result]:
+        """One call of the compiled prefill, whose tokens do not depend on each other either."""
+        assert self._prefill is not None
+        items = [(item.ids, item.sequence.n_computed, item.sequence.blocks) for item in work]
+        states = self._prefill.forward(items, self._pool)
+        failed = [
+            item.sequence
+            for number, item in enumerate(work)
+            if item.sequence.prompt_logprobs is not None
+            and not self._add_prompt_logprobs(item, self._normed(states.of(number)))
+        ]
+        lasts = [
+            number
+            for number, item in enumerate(work)
+            if item.is_last and item.sequence not in failed
+        ]
+        results = [Result(sequence, None, 0, False) for sequence in failed]
+        logits_RV = self._prefill.logits(states, lasts)
+        return results + rate([work[number].sequence for number in lasts], logits_RV)
+
+    def _normed(self, x_TC: Tensor) -> Tensor:
+        return self._model.norm(x_TC).to(self._model.norm.weight.dtype)
 
     def _packed(self, work: Items[Work]) -> list[Result]:
         """One packed row through PyTorch."""
@@ -201,6 +236,12 @@ def _decoder_of(model: Llama) -> CpuDecoder | None:
     from puna.lm.cpu.decoder import CpuDecoder, is_supported
 
     return CpuDecoder(model) if is_supported(model) else None
+
+
+def _prefill_of(decoder: CpuDecoder) -> CpuPrefill | None:
+    from puna.lm.cpu.prefill import CpuPrefill, is_fast
+
+    return CpuPrefill(decoder) if is_fast(decoder) else None
 
 
 def rate(sequences: Items[Sequence], logits_RV: Float[Tensor, "rows vocab"]) -> list[Result]:
