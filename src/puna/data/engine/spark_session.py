@@ -82,7 +82,7 @@ def connect(
         session = builder.getOrCreate()
     except Exception as error:  # a Py4J error of the gateway: the JVM says why
         raise PunaError(
-            f"Spark at {master} did not start: {_first_line(error)}",
+            f"Spark at {master} did not start: {_cause(error)}",
             "check the master's address, the Java version (17 or 21) and the [spark] settings",
         ) from error
     try:
@@ -230,5 +230,8 @@ def _look(token: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordB
         yield pa.RecordBatch.from_arrays([pa.array([found], pa.string())], ["version"])
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _cause(error: Exception) -> str:
+    """Return the line of a Java error that says most."""
+    lines = [line.strip(": ") for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith(("Caused by", "java.", "org.apache."))]
+    return (named or lines or [type(error).__name__])[-1 if len(named) > 1 else 0]
