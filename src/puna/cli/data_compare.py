@@ -34,7 +34,7 @@ def try_filter(name: str, text: str | None, file: Path | None) -> None:
     if file is not None:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     assert text is not None
-    _print_trial(try_filters(name, text), text)
+    _print_trial(try_filters(name, text, str(file or "")), text)
 
 
 def _print_trial(trial: Trial, given: str) -> None:

@@ -77,7 +77,8 @@ def label_documents(
         out: Parquet file to write, in :data:`LABEL_SCHEMA`; replaced when it exists.
         profiles: Names of filter profiles.
         text_field: Field of the text.
-        id_field: Field of the id, a text or a whole number.
+        id_field: Field of the id, a text or a whole number; it is the path of the document for
+            filters that look at the file's extension.
         on_batch: Told how many documents were judged after each batch.
 
     Raises:
@@ -97,9 +98,9 @@ def label_documents(
     with atomic_path(out) as partial, pq.ParquetWriter(partial, LABEL_SCHEMA) as writer:
         for ids, texts in _batches(source, fields):
             array = pa.array(texts, pa.large_string())
-            shared = TextBatch(array)  # what filters measure, they measure once
+            shared = TextBatch(array, ids)  # what filters measure, they measure once
             for profile, one in filters:
-                docs = TextBatch(array) if one.rewrites else shared
+                docs = TextBatch(array, ids) if one.rewrites else shared
                 batch = _label(ids, docs, profile, one)
                 writer.write_batch(batch)
                 key = (profile, name_of(one))

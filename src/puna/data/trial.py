@@ -53,7 +53,7 @@ class Trial:
         return next((check for check in self.checks if check.failed), None)
 
 
-def try_filters(name: str, text: str) -> Trial:
+def try_filters(name: str, text: str, path: str = "") -> Trial:
     """Judge a text by a filter with its defaults, or by all filters of a profile.
 
     Later filters are asked, too, when an earlier one has failed the document.
@@ -61,13 +61,14 @@ def try_filters(name: str, text: str) -> Trial:
     Args:
         name: Of a filter or a profile.
         text: The document.
+        path: Its path, for filters that look at the file's extension.
 
     Raises:
         PunaError: There is neither a filter nor a profile of this name.
     """
     checks, current = [], text
     for one in _filters(name):
-        docs = TextBatch(pa.array([current], pa.large_string()))
+        docs = TextBatch(pa.array([current], pa.large_string()), [path])
         for finding in one.judge(docs):
             detail = finding.details[0] if finding.details is not None else None
             checks.append(

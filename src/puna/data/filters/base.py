@@ -137,6 +137,12 @@ def below(
     return Finding(reason, value, float(limit), failed if where is None else failed & where)
 
 
+def noted(reason: str, value: Sequence[float] | np.ndarray) -> Finding:
+    """Show what was measured, [n_docs], without failing any document."""
+    value = np.asarray(value, np.float64)
+    return Finding(reason, value, float("inf"), np.zeros(len(value), bool))
+
+
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide counts, [n_docs]; 0 where the whole is 0, of which no part can be more."""
     return part / np.maximum(whole, 1)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from puna.data.words.columns import COLUMNS, COLUMNS_OF, DOLMA_COLUMNS
+from puna.data.words.columns import COLUMNS, COLUMNS_OF, DCLM_COLUMNS, DOLMA_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DATATROVE, DOLMA = "dt_{}", "dolma_{}"
+DATATROVE, DOLMA, DCLM = "dt_{}", "dolma_{}", "dclm_{}"
 """Names of the signals that are measured as these do."""
 UNSPACED_SHARE = 0.3
 """From this share of letters in scripts without spaces, measures that count words mean nothing."""
@@ -27,10 +27,13 @@ class TextBatch:
 
     Args:
         texts: Arrow string array without nulls.
+        paths: Where the documents come from, if that is known.
     """
 
-    def __init__(self, texts: pa.Array) -> None:
+    def __init__(self, texts: pa.Array, paths: Sequence[str] | None = None) -> None:
         self._array = texts
+        self.paths: Sequence[str] | None = paths
+        """Path or URL of each document."""
         self.alive: np.ndarray = np.ones(len(texts), bool)
         """bool [n_docs]: False for documents that a finding has dropped."""
         self._columns: dict[str, np.ndarray] = {}
@@ -96,6 +99,16 @@ class TextBatch:
 
         return scan_phrases(self.texts, self.alive, phrases, head_bytes)
 
+    def code_languages(self) -> list[str | None]:
+        """Name the programming language of each document, by its path or its first line."""
+        if "code_languages" not in self._memo:
+            from puna.data.filters.languages import language_of
+
+            paths = self.paths or [None] * len(self)
+            pairs = zip(paths, self.strings(), strict=True)
+            self._memo["code_languages"] = [language_of(path, text) for path, text in pairs]
+        return self._memo["code_languages"]
+
     def languages(self) -> tuple[list[str], np.ndarray]:
         """Return the language code and the confidence of each document that is alive."""
         if "languages" not in self._memo:
@@ -159,12 +172,19 @@ def _dolma(texts: Any, alive: np.ndarray) -> Measured:
     return tuple(map(DOLMA.format, DOLMA_COLUMNS)), measure_plain(texts, alive)
 
 
+def _dclm(texts: Any, alive: np.ndarray) -> Measured:
+    from puna.data.words.dclm import measure_dclm
+
+    return tuple(map(DCLM.format, DCLM_COLUMNS)), measure_dclm(texts, alive)
+
+
 _GROUPS: dict[str, Callable[[Any, np.ndarray], Measured]] = {
     "chars": _chars,
     "words": _words,
     "lines": _lines,
     "repetition": _repetition,
     "dolma": _dolma,
+    "dclm": _dclm,
     **{f"datatrove.{what}": _as_datatrove(what) for what in COLUMNS_OF},
 }
 
@@ -184,6 +204,7 @@ _GROUP_OF = {
          "dup_5gram_share", "dup_6gram_share", "dup_7gram_share", "dup_8gram_share",
          "dup_9gram_share", "dup_10gram_share"), "repetition"),
     **dict.fromkeys(map(DOLMA.format, DOLMA_COLUMNS), "dolma"),
+    **dict.fromkeys(map(DCLM.format, DCLM_COLUMNS), "dclm"),
     **{DATATROVE.format(name): f"datatrove.{what}"
        for what, names in COLUMNS_OF.items() for name in names},
 }  # fmt: skip

@@ -7,6 +7,10 @@ with checks of ours for broken encodings, data and licence texts.
 ``gopher``, ``c4``, ``fineweb``: the filters of datatrove, decision for decision, on the words of
 spaCy's English tokenizer; ``fineweb-pipeline``: all of them in FineWeb's order, in which lines need
 no full stop (Penedo et al. 2024). ``dolma``: Gopher's rules as dolma applies them.
+``refinedweb``: RefinedWeb's rules and line cutting as dclm has them. ``redpajama``: RedPajama-V2's
+signals with the limits of its card. ``starcoder2``: The Stack v2's rules for files.
+``source-code``: licence headers cut, then ``code`` and whether files parse (ours). ``notebook``,
+``questions``: cleaning of these kinds of text (ours). ``dirty-words``: Llama 3's count.
 Cheap checks come first; the order decides which reason a document with several faults gets.
 """
 
@@ -18,8 +22,16 @@ from puna.core.registry import Registry
 from puna.data.filters import heuristics as h
 from puna.data.filters.base import FILTERS, FilterConfig
 from puna.data.filters.c4 import C4Quality
+from puna.data.filters.code_syntax import CodeSyntax
 from puna.data.filters.datatrove import FineWebQuality, GopherQuality, GopherRepetition
+from puna.data.filters.dirty_words import DirtyWords
 from puna.data.filters.dolma import DolmaGopher
+from puna.data.filters.licence_header import LicenceHeader
+from puna.data.filters.notebooks import Notebook
+from puna.data.filters.questions import Questions
+from puna.data.filters.redpajama import RedPajama
+from puna.data.filters.refinedweb import RefinedWeb
+from puna.data.filters.starcoder import StarCoder2
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,13 @@ for _name, _filters in (
     ("c4", (C4Quality(),)),
     ("fineweb", (FineWebQuality(),)),
     ("dolma", (DolmaGopher(),)),
+    ("refinedweb", (RefinedWeb(),)),
+    ("redpajama", (RedPajama(),)),
+    ("starcoder2", (StarCoder2(),)),
+    ("source-code", (LicenceHeader(), *PROFILES.get("code").filters, CodeSyntax())),
+    ("notebook", (Notebook(),)),
+    ("questions", (Questions(),)),
+    ("dirty-words", (DirtyWords(),)),
     (
         "fineweb-pipeline",
         (GopherRepetition(), GopherQuality(), C4Quality(terminal_punctuation=False),

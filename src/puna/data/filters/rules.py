@@ -127,9 +127,9 @@ class Rules:
         """Whether a filter replaces texts."""
         return any(document_filter.rewrites for document_filter in self.filters)
 
-    def judge(self, texts: pa.Array) -> Verdicts:
-        """Apply the filters in their order to the texts of one source."""
-        docs = TextBatch(texts)
+    def judge(self, texts: pa.Array, paths: Sequence[str] | None = None) -> Verdicts:
+        """Apply the filters in their order to the texts, and paths, of one source."""
+        docs = TextBatch(texts, paths)
         verdicts = Verdicts.keep_all(len(docs))
         for document_filter in self.filters:
             for finding in document_filter.judge(docs):
@@ -195,7 +195,7 @@ class FilterKernel:
 
     default: Rules
     by_source: Mapping[str, Rules]
-    columns: tuple[str, ...] = field(default=("source", "text"), repr=False)
+    columns: tuple[str, ...] = field(default=("source", "path", "text"), repr=False)
 
     @property
     def rewrites(self) -> bool:
@@ -232,11 +232,14 @@ class FilterKernel:
         import pyarrow.compute as pc
 
         sources = batch.column("source").to_numpy(zero_copy_only=False)
+        paths = batch.column("path") if "path" in batch.schema.names else None
         verdicts = Verdicts.keep_all(batch.num_rows)
         for source in sorted(set(sources)):
             where = np.flatnonzero(sources == source)
             texts = batch.column("text").take(pa.array(where))
-            verdicts.scatter(self.by_source.get(source, self.default).judge(texts), where)
+            of_source = None if paths is None else paths.take(pa.array(where)).to_pylist()
+            rules = self.by_source.get(source, self.default)
+            verdicts.scatter(rules.judge(texts, of_source), where)
         columns = [verdicts.reason, verdicts.value, verdicts.threshold, verdicts.detail,
                    verdicts.language]  # fmt: skip
         schema = self.adds()

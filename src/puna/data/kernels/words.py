@@ -52,7 +52,8 @@ def _flag_table() -> np.ndarray:
 
 
 _FLAGS = _flag_table()
-_STOP_KEYS = np.array([int.from_bytes(word.encode(), "big") for word in STOP_WORDS], np.uint64)
+STOP_KEYS = np.array([int.from_bytes(word.encode(), "big") for word in STOP_WORDS], np.uint64)
+"""A stop word's bytes as one number."""
 
 
 @kernel
@@ -205,7 +206,7 @@ def _count_lines(data: Array, offsets: Array, alive: Array) -> Array:
 
 def count_words(texts: Texts, alive: np.ndarray) -> np.ndarray:
     """Count words and their kinds: int64 [n_texts, len(WORD_COLUMNS)]; zeros where not alive."""
-    return _count_words(texts.data, texts.offsets, alive, _FLAGS, _STOP_KEYS)
+    return _count_words(texts.data, texts.offsets, alive, _FLAGS, STOP_KEYS)
 
 
 def count_lines(texts: Texts, alive: np.ndarray) -> np.ndarray:

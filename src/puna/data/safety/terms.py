@@ -31,11 +31,13 @@ class TermScores(NamedTuple):
 
     Attributes:
         per_1000: float64 [n_texts], sum of weights per 1,000 words.
+        n_terms: int64 [n_texts], occurrences of terms that counted.
         n_distinct: int64 [n_texts], distinct terms that counted.
         top: The terms that added most, for the detail of a rejection.
     """
 
     per_1000: np.ndarray
+    n_terms: np.ndarray
     n_distinct: np.ndarray
     top: list[str]
 
@@ -70,9 +72,9 @@ class TermList:
         """Add up the terms of each text."""
         n = len(texts)
         sums = np.zeros(n)
-        distinct, top = np.zeros(n, np.int64), [""] * n
+        counts, distinct, top = np.zeros(n, np.int64), np.zeros(n, np.int64), [""] * n
         if not self.weights:
-            return TermScores(sums, distinct, top)
+            return TermScores(sums, counts, distinct, top)
         machine, begins, weights, lengths, context = _compiled(self)
         docs, ends = _find_ends(
             texts.data, texts.offsets, machine.classes, machine.moves, begins, _INSIDE
@@ -87,12 +89,13 @@ class TermList:
                 if weight < EXCUSABLE_BELOW and _excused(view, start, end, context):
                     continue
                 totals[term] = totals.get(term, 0.0) + weight
+                counts[doc] += 1
             sums[doc] = sum(totals.values())
             distinct[doc] = len(totals)
             best = sorted(totals, key=lambda term: (-totals[term], term))[:3]
             top[doc] = ", ".join(term.decode() for term in best)
         n_words = count_words(texts, sums > 0)[:, 0]
-        return TermScores(1000 * sums / np.maximum(n_words, 1), distinct, top)
+        return TermScores(1000 * sums / np.maximum(n_words, 1), counts, distinct, top)
 
 
 @lru_cache(maxsize=8)

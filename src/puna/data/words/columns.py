@@ -30,3 +30,18 @@ DOLMA_COLUMNS = (
     *(f"{what}_{n}grams" for n in range(2, 11) for what in ("top", "dup", "all")),
 )  # fmt: skip
 """Of dolma's tagger; see :mod:`puna.data.words.plain`."""
+DCLM_COLUMNS = (
+    "tokens", "words", "word_chars", "letterless_words", "stop_words", "symbols", "bullet_lines",
+    "ellipsis_lines", "lines", "dup_lines", "line_chars", "dup_line_chars", "paragraphs",
+    "dup_paragraphs", "paragraph_chars", "dup_paragraph_chars", "capital_lines", "digit_lines",
+    "short_lines", "gram_chars", *(f"top_{n}grams" for n in range(2, 5)),
+    *(f"dup_{n}grams" for n in range(5, 11)),
+)  # fmt: skip
+"""Of dclm's filters; see :mod:`puna.data.words.dclm`."""
+REDPAJAMA_COLUMNS = (
+    "raw_words", "letter_words", "capital_words", "stop_words", "sentences", "lines",
+    "ellipsis_lines", "ended_lines", "bullet_lines", "line_capitals", "line_numbers", "javascripts",
+    "words", "word_chars", "unique_words", "entropy", "bad_words",
+    *(f"top_{n}grams" for n in range(2, 5)), *(f"dup_{n}grams" for n in range(5, 11)),
+)  # fmt: skip
+"""Of RedPajama-V2's signals; see :mod:`puna.data.words.redpajama`."""

@@ -291,8 +291,8 @@ def _measure(
         How many chunks of unknown URLs were listed: number of the text, first and last byte.
     """
     n_unknown, stamp = 0, 1
-    keys = np.empty(8, np.uint64)
-    stamps = counts = firsts = np.zeros(8, np.int64)
+    keys = np.empty(0, np.uint64)
+    stamps = counts = firsts = np.zeros(0, np.int64)
     for d in range(len(offsets) - 1):
         if not todo[d]:
             continue

@@ -115,8 +115,8 @@ def _measure(
     rules: Rules, work: Work, data: Array, offsets: Array, alive: Array, rows: Array
 ) -> None:
     stamp = 1
-    keys = np.empty(8, np.uint64)
-    stamps = counts = firsts = np.zeros(8, np.int64)
+    keys = np.empty(0, np.uint64)
+    stamps = counts = firsts = np.zeros(0, np.int64)
     for d in range(len(offsets) - 1):
         if not alive[d]:
             continue

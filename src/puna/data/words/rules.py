@@ -151,10 +151,10 @@ def load_rules() -> Rules:
                 ends.append(-1)
             state = steps[state, id_]
         ends[state] = numbers[text]
-    special_keys, special_rules = _table({hash_of(t): n for t, n in numbers.items()})
-    unit_keys, unit_values = _table({hash_of(unit): 1 for unit in facts["units"]})
-    known_keys, known_ids = _table({hash_of(word): id_ for word, id_ in known.items()})
-    step_keys, step_states = _table({
+    special_keys, special_rules = hash_table({hash_of(t): n for t, n in numbers.items()})
+    unit_keys, unit_values = hash_table({hash_of(unit): 1 for unit in facts["units"]})
+    known_keys, known_ids = hash_table({hash_of(word): id_ for word, id_ in known.items()})
+    step_keys, step_states = hash_table({
         mix_step(state, id_): to for (state, id_), to in steps.items()
     })  # fmt: skip
     return Rules(
@@ -171,7 +171,7 @@ def mix_step(state: int, word: int) -> int:
     return ((state << 16 | word) + 1) * 0x9E3779B97F4A7C15 & _MASK
 
 
-def _table(entries: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def hash_table(entries: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return an open-addressing table, half full at most; keys are well mixed and not 0."""
     size = 1 << max(4, (2 * len(entries)).bit_length())
     keys, values = np.zeros(size, np.uint64), np.zeros(size, np.int64)
