@@ -127,9 +127,10 @@ def test_a_kernel_may_rewrite_the_text_of_what_is_kept(documents, tmp_path):
     assert flow["s2"]["rejected"]["test.dropped"]["bytes"] == flow["s2"]["in_bytes"]
 
 
-def test_same_bytes_for_any_number_of_workers(documents, tmp_path):
+def test_same_bytes_for_any_number_of_workers(documents, tmp_path, monkeypatch):
+    monkeypatch.setattr("puna.data.engine.local.SMALL_INPUT_BYTES", 0)
     map_shards("step", documents, tmp_path / "one", KERNEL, LocalMap(1))
-    with LocalMap(2, small_input_bytes=0) as workers:
+    with LocalMap(2) as workers:
         map_shards("step", documents, tmp_path / "two", KERNEL, workers)
     one = folder_bytes(tmp_path / "one")
     assert one == folder_bytes(tmp_path / "two")
@@ -145,10 +146,11 @@ def _killed_at_shard_2(documents, tmp_path):
     return kernel
 
 
-def test_a_killed_worker_is_named_and_the_next_attempt_continues(documents, tmp_path):
+def test_a_killed_worker_is_named_and_the_next_attempt_continues(documents, tmp_path, monkeypatch):
+    monkeypatch.setattr("puna.data.engine.local.SMALL_INPUT_BYTES", 0)
     kernel, out = _killed_at_shard_2(documents, tmp_path), tmp_path / "out"
     killed = pytest.raises(PunaError, match="a worker process was killed")
-    with killed, LocalMap(2, small_input_bytes=0) as workers:
+    with killed, LocalMap(2) as workers:
         map_shards("step", documents, out, kernel, workers)
     assert not (out / "manifest.json").exists()
     done = {path: path.stat().st_mtime_ns for path in out.glob("documents/part-*.parquet")

@@ -23,6 +23,7 @@ from puna.core.artifact import Artifact
 from puna.core.errors import PunaError
 from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
+from puna.core.pool import WorkerPool
 from puna.data.schema import DOCUMENTS_DIR, document_id, shard_name
 from puna.tokens import encode, encode_publish
 from puna.tokens import encode_unit as encode_unit_module
@@ -205,8 +206,16 @@ def test_shards_do_not_depend_on_workers_or_layout(
 ) -> None:
     tokenizer = Artifact(run / "tokens.train")
     monkeypatch.setattr(encode, "_BYTES_PER_WORKER", {True: 1})
-    metrics = run_encode(tmp_path / "two", Artifact(run / "data.split"), tokenizer, workers=2)
-    assert metrics["n_workers"] == 2
+    pools: list[int] = []
+
+    class Pool(WorkerPool):
+        def __init__(self, n_workers: int) -> None:
+            super().__init__(n_workers)
+            pools.append(n_workers)
+
+    monkeypatch.setattr("puna.data.engine.local.WorkerPool", Pool)
+    run_encode(tmp_path / "two", Artifact(run / "data.split"), tokenizer, workers=2)
+    assert pools == [2]
     assert files_of(tmp_path / "two") == files_of(run / "tokens.encode")
     other = write_documents(tmp_path / "d", make_documents(), n_shards=1)
     run_encode(tmp_path / "one", other, tokenizer)

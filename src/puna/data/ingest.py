@@ -15,18 +15,17 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from puna.core.config import Config, Workers
 from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
 from puna.core.ledger import Ledger
-from puna.core.pool import WorkerPool, resolve_workers
 from puna.core.progress import progress, say
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.core.units import MIB, format_count
+from puna.data.engine import EngineConfig, open_engine
 from puna.data.sources import AnySourceConfig, list_source
 
 
-class IngestConfig(Config):
+class IngestConfig(EngineConfig):
     """Sources of documents and how they are read."""
 
     sources: tuple[AnySourceConfig, ...] = Field(min_length=1)
@@ -35,8 +34,6 @@ class IngestConfig(Config):
     """Stop at the first input that cannot be used, instead of setting it aside and counting it."""
     shard_bytes: int = Field(default=16 * MIB, ge=1)
     """Size at which the files of a source (and the texts of one large file) are split."""
-    workers: Workers = 0
-    """Worker processes; 0 means one per usable core."""
 
     @field_validator("sources")
     @classmethod
@@ -74,6 +71,7 @@ def ingest_documents(cfg: IngestConfig, inputs: Artifacts, out: Path, events: Le
     from puna.data.ingest_publish import publish
     from puna.data.ingest_unit import load_state, process_unit
     from puna.data.schema import DOCUMENTS_DIR, QUARANTINE_FILE
+    from puna.data.stagework import SCRATCH_DIR
 
     start_s = time.monotonic()
     for source in cfg.sources:
@@ -96,9 +94,9 @@ def ingest_documents(cfg: IngestConfig, inputs: Artifacts, out: Path, events: Le
     n_docs, new_docs, new_bytes = 0, 0, 0
     with (
         progress("data.ingest", total=total_mb, unit="MB", initial=done_mb) as bar,
-        WorkerPool(min(resolve_workers(cfg.workers), max(1, len(todo)))) as pool,
+        open_engine(cfg, out / SCRATCH_DIR) as engine,
     ):
-        for unit, state in zip(todo, pool.map(process_unit, todo), strict=True):
+        for unit, state in zip(todo, engine.map(process_unit, todo), strict=True):
             states[unit.index] = state
             flow = state["flow"]
             new_docs, new_bytes = new_docs + flow["in_docs"], new_bytes + flow["in_bytes"]

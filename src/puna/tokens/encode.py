@@ -5,24 +5,21 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from puna.core.config import Config, Workers
 from puna.core.fsio import remove_tree
 from puna.core.ledger import Ledger
-from puna.core.pool import WorkerPool, resolve_workers
 from puna.core.progress import progress, say
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.core.units import MIB, format_count
+from puna.data.engine import EngineConfig, open_engine
+from puna.data.stagework import SCRATCH_DIR
 
 _BYTES_PER_WORKER = {True: 96 * MIB, False: 4 * MIB}
 """A worker process takes about two seconds to start, in which the compiled path (True) encodes some
 80 MB and the library (False) 4 MB; with less text than this a further worker only costs."""
 
 
-class EncodeConfig(Config):
+class EncodeConfig(EngineConfig):
     """Tokenisation of the documents; everything that decides the ids is in the tokenizer."""
-
-    workers: Workers = 0
-    """Worker processes; 0 means one per usable core. Small corpora use fewer."""
 
 
 @stage(
@@ -63,14 +60,14 @@ def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Le
     total_mb = sum(unit.piece.n_bytes for unit in units) / 1e6
     todo_bytes = sum(unit.piece.n_bytes for unit in todo)
     useful = 1 + todo_bytes // _BYTES_PER_WORKER[tokenizer.is_compiled]
-    n_workers = min(resolve_workers(cfg.workers), useful, len(units))
     n_tokens = n_new_bytes = 0
     with (
         progress("tokens.encode", total=total_mb, unit="MB",
                  initial=total_mb - todo_bytes / 1e6) as bar,
-        WorkerPool(n_workers) as pool,
+        open_engine(cfg, out / SCRATCH_DIR) as engine,
     ):  # fmt: skip
-        for unit, state in zip(todo, pool.map(encode_unit, todo), strict=True):
+        encoded = engine.map(encode_unit, todo, useful_workers=useful)
+        for unit, state in zip(todo, encoded, strict=True):
             states[unit.chunk] = state
             n_tokens, n_new_bytes = n_tokens + state["n_tokens"], n_new_bytes + state["n_bytes"]
             bar.advance(unit.piece.n_bytes / 1e6, note=f"{format_count(n_tokens)} tokens")
@@ -84,7 +81,6 @@ def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Le
         "seconds": seconds,
         "encode_s": encode_s,
         "worker_s": sum(state["seconds"] for state in ordered),
-        "n_workers": n_workers,
         "units": len(units),
         "units_resumed": n_resumed,
         "tokens_per_s": n_tokens / max(seconds, 1e-9),

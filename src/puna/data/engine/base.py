@@ -181,13 +181,16 @@ def add_flow(total: dict[str, Any], part: dict[str, Any]) -> None:
 class Mapper(Protocol):
     """Runs a function over items somewhere: in this process, in workers, on a cluster."""
 
-    def __call__(self, function: Callable[[A], B], items: Sequence[A], n_bytes: int) -> Iterator[B]:
+    def __call__(
+        self, function: Callable[[A], B], items: Sequence[A], *, useful_workers: int | None = None
+    ) -> Iterator[B]:
         """Yield ``function(item)`` in the order of the items.
 
         Args:
             function: A module-level function (it travels by name).
             items: Arguments, each pickled.
-            n_bytes: Size of what the items read: little is not worth starting processes.
+            useful_workers: How many processes are worth starting on this machine; None means one
+                per item.
         """
         ...
 

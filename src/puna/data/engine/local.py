@@ -37,23 +37,24 @@ class LocalMap:
 
     Args:
         n_workers: Worker processes, 0 for one per usable core.
-        small_input_bytes: Input size up to which everything runs in this process; by default
-            :data:`SMALL_INPUT_BYTES`.
     """
 
-    def __init__(self, n_workers: int, small_input_bytes: int | None = None) -> None:
-        self._small_input_bytes = small_input_bytes
+    def __init__(self, n_workers: int) -> None:
         self._n_workers = resolve_workers(n_workers)
         self._pool: WorkerPool | None = None
 
-    def __call__(self, function: Callable[[A], B], items: Sequence[A], n_bytes: int) -> Iterator[B]:
+    def __call__(
+        self, function: Callable[[A], B], items: Sequence[A], *, useful_workers: int | None = None
+    ) -> Iterator[B]:
         """See :class:`puna.data.engine.base.Mapper`."""
-        limit = self._small_input_bytes
-        if n_bytes <= (SMALL_INPUT_BYTES if limit is None else limit) or len(items) < 2:
+        useful = len(items) if useful_workers is None else useful_workers
+        n_workers = min(self._n_workers, useful, len(items))
+        if n_workers < 2:
             yield from map(function, items)
             return
-        if self._pool is None:
-            self._pool = WorkerPool(self._n_workers).__enter__()
+        if self._pool is None or self._pool.n_workers < n_workers:
+            self.__exit__(None, None, None)
+            self._pool = WorkerPool(n_workers).__enter__()
         yield from self._pool.map(function, items)
 
     def __enter__(self) -> LocalMap:
@@ -105,28 +106,29 @@ def map_shards(
     clean_leftovers([*folders, out / MARKS_DIR])
     kernel.prepare()
     n_bytes = sum(shard.path.stat().st_size for shard in shards)
+    useful = len(tasks) if n_bytes > SMALL_INPUT_BYTES else 1
     reports: list[ShardReport] = []
     n_in = n_kept = 0
     with progress(step, total=sum(shard.n_rows for shard in shards), unit="docs") as bar:
-        for report in mapper(run_shard, tasks, n_bytes):
+        for report in mapper(run_shard, tasks, useful_workers=useful):
             reports.append(report)
             n_in += report.rows_in
             n_kept += report.rows_kept
             note = f"{n_kept / n_in:.1%} kept" if n_in and carry is None else ""
             bar.advance(report.rows_in, note=note)
     manifest = Manifest(step, reports)
-    _verify(tasks, reports, mapper, n_bytes)
+    _verify(tasks, reports, mapper, useful)
     write_json(out / MANIFEST_FILE, manifest.to_json())
     remove_tree(out / MARKS_DIR)
     return manifest
 
 
 def _verify(
-    tasks: Sequence[ShardTask], reports: Sequence[ShardReport], mapper: Mapper, n_bytes: int
+    tasks: Sequence[ShardTask], reports: Sequence[ShardReport], mapper: Mapper, useful: int
 ) -> None:
     """Check every shard once more from the files, now that all of them are there."""
     checks = [(task, report.key) for task, report in zip(tasks, reports, strict=True)]
-    again = mapper(_verify_one, checks, n_bytes)
+    again = mapper(_verify_one, checks, useful_workers=useful)
     for task, report, found in zip(tasks, reports, again, strict=True):
         if found != report:
             raise RuntimeError(f"{task.shard.name} of {task.step} changed after it was written")

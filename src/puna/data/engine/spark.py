@@ -22,7 +22,7 @@ from puna.data.engine.base import ConservationError, GroupKernel, Kernel, Manife
 from puna.data.engine.local import map_shards
 from puna.data.engine.ordered import whole_groups, write_cut, write_empty
 from puna.data.engine.shards import list_shards, read_batches, shard_writer, write_shard
-from puna.data.engine.spark_map import SparkJob, map_on_spark
+from puna.data.engine.spark_map import SparkJob, at_home, map_on_spark
 from puna.data.schema import shard_name
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ class SparkEngine:
         """See :attr:`puna.data.engine.base.Engine.map`."""
         return self._map
 
-    def _map(self, function: Callable[[A], B], items: Sequence[A], n_bytes: int) -> Iterator[B]:
+    def _map(
+        self, function: Callable[[A], B], items: Sequence[A], *, useful_workers: int | None = None
+    ) -> Iterator[B]:
         return map_on_spark(self._session, function, items, self._new_folder("map"))
 
     def annotate(
@@ -193,7 +195,8 @@ class SparkEngine:
         Returns:
             Number and rows of each file.
         """
-        job = SparkJob(self._session, frame.mapInArrow(function, "index bigint, n_rows bigint"))
+        there = partial(at_home, function, Path.cwd())
+        job = SparkJob(self._session, frame.mapInArrow(there, "index bigint, n_rows bigint"))
         try:
             return [(row[0], row[1]) for row in job.rows()]
         finally:

