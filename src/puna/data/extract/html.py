@@ -14,6 +14,7 @@ from puna.data.extract_config import DEFAULT_EXTRACT, ExtractConfig
 
 _LEAST_MAIN_SHARE = 0.1
 _MAX_DEPTH = 1000
+_LINKS = ["a", "nav", "header", "footer", "select"]
 _TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)", re.IGNORECASE)
 _NOT_NESTING = frozenset(
     ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track",
@@ -26,9 +27,10 @@ def extract_html(html: str, config: ExtractConfig = DEFAULT_EXTRACT) -> tuple[st
 
     The main content is what the heuristics of ``config.extractor`` find, after mathematics, lists
     and tables have been brought into a form that they keep (:mod:`.html_blocks`). Where that is
-    less than a tenth of the visible text, the heuristics have missed (seen on long release notes),
-    and the whole visible text is taken. It is taken as well from pages nested deeper than 1,000
-    elements, on which the heuristics would take quadratic time.
+    less than a tenth of the visible text outside of links, the heuristics have missed (seen on long
+    release notes), and the whole visible text is taken. (Links do not count, as the menus of some
+    pages are ten times as long as what they are for.) It is taken as well from pages nested deeper
+    than 1,000 elements, on which the heuristics would take quadratic time.
 
     Args:
         html: The page.
@@ -54,8 +56,12 @@ def extract_html(html: str, config: ExtractConfig = DEFAULT_EXTRACT) -> tuple[st
         main = extract_plain_text(tree, main_content=True, alt_texts=False)
     if len(main) > _LEAST_MAIN_SHARE * len(html):
         return main, rights  # certainly more than the share of the visible text
-    whole = extract_plain_text(tree, main_content=False, alt_texts=False)
-    return (main if len(main) > _LEAST_MAIN_SHARE * len(whole) else whole), rights
+    prose = extract_plain_text(
+        tree, main_content=False, alt_texts=False, preserve_formatting=False, skip_elements=_LINKS
+    )
+    if main and len(main) > _LEAST_MAIN_SHARE * len(prose):
+        return main, rights
+    return extract_plain_text(tree, main_content=False, alt_texts=False), rights
 
 
 def _is_too_deep(html: str) -> bool:

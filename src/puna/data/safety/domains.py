@@ -26,8 +26,8 @@ _ENTRY = re.compile(r"[^\s/]+(?:/\S*)?")
 def read_block_list(path: Path) -> Iterator[str]:
     """Yield the entries of a list: a domain, or a domain with a path, per line.
 
-    Empty lines, what follows ``#``, a leading ``*.`` or ``.``, and the address in front of a name
-    (hosts files) are ignored.
+    Empty lines, what follows ``#``, a leading ``http://``, ``*.`` or ``.``, and the address in
+    front of a name (hosts files) are ignored.
 
     Raises:
         PunaError: The file is missing, not UTF-8, or a line is none of these.
@@ -38,7 +38,8 @@ def read_block_list(path: Path) -> Iterator[str]:
             words = [] if words[1] in _HOSTS_NAMES else words[1:]
         if not words:
             continue
-        entry = words[0].lower().removeprefix("*").removeprefix(".")
+        entry = words[0].lower().removeprefix("http://").removeprefix("https://")
+        entry = entry.removeprefix("*").removeprefix(".")
         if len(words) > 1 or not _ENTRY.fullmatch(entry):
             raise PunaError(
                 f"block list {path}, line {number}: {line.strip()!r} is no domain",
