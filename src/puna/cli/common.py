@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from puna.core.stage import Stage, arrange, load_plugins, stages
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+C = TypeVar("C", bound="BaseModel")
 
 STAGE_MODULES = (
     "puna.data.ingest",
@@ -37,6 +44,25 @@ def load_stages() -> None:
         importlib.import_module(module)
     load_plugins()
     arrange(STAGE_MODULES)
+
+
+def config_of(schema: type[C], overrides: Sequence[str]) -> C:
+    """Make the configuration of a command from its ``KEY=VALUE`` arguments.
+
+    Raises:
+        PunaError: A key is unknown or a value is wrong.
+    """
+    from pydantic import ValidationError
+
+    from puna.core.explain import explain_validation
+    from puna.core.recipe import apply_overrides
+
+    values: dict[str, Any] = {}
+    changed = apply_overrides(values, overrides)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise explain_validation(error, schema, values, "command", changed) from error
 
 
 def run_stage(stage_name: str, recipe: Path, overrides: tuple[str, ...], rebuild: bool) -> None:

@@ -10,6 +10,7 @@ import click
 from puna.cli.common import load_stages, stage_group
 from puna.cli.data_classifier import classifier
 from puna.cli.data_compare import diff, try_filter
+from puna.cli.data_embedder import embedder
 from puna.cli.data_label import label
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 data = stage_group("data", "Sources, filters, deduplication, split; why a document went.")
 data.add_command(classifier)
+data.add_command(embedder)
 data.add_command(label)
 data.add_command(try_filter)
 data.add_command(diff)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from puna.cli.common import config_of
+
 if TYPE_CHECKING:
     from puna.data.quality.examples import Example, Fields
-    from puna.data.quality.train import TrainConfig
 
 
 @click.group(no_args_is_help=True)
@@ -60,21 +61,6 @@ def _examples(given: dict[str, Any]) -> list[Example]:
     return gather(labels=given.pop("label"), fields=fields, **given)
 
 
-def _config(overrides: Sequence[str]) -> TrainConfig:
-    from pydantic import ValidationError
-
-    from puna.core.explain import explain_validation
-    from puna.core.recipe import apply_overrides
-    from puna.data.quality.train import TrainConfig
-
-    values: dict[str, Any] = {}
-    changed = apply_overrides(values, overrides)
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise explain_validation(error, TrainConfig, values, "command", changed) from error
-
-
 @classifier.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -87,9 +73,9 @@ def train(out: Path, overrides: tuple[str, ...], **examples: Any) -> None:
     Other keys: dim, epochs, lr, word_ngrams, min_count, n_buckets, order, preparation, max_bytes,
     calibration, calibration_share, test_share, unseen_sources, keep_from, n_resamples, seed.
     """
-    from puna.data.quality.train import train_classifier
+    from puna.data.quality.train import TrainConfig, train_classifier
 
-    cfg = _config(overrides)
+    cfg = config_of(TrainConfig, overrides)
     record = train_classifier(cfg, _examples(examples), out)
     texts, parts = record["data"]["texts"], record["data"]["parts"]
     click.echo(
@@ -123,9 +109,9 @@ def evaluate(
     Keys: n_resamples and seed of the bootstrap, keep_from of grades.
     """
     from puna.data.quality.classifier import load_classifier
-    from puna.data.quality.train import evaluate_on
+    from puna.data.quality.train import TrainConfig, evaluate_on
 
-    cfg = _config(overrides)
+    cfg = config_of(TrainConfig, overrides)
     report = evaluate_on(load_classifier(model, positive_label), _examples(examples), cfg)
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))

@@ -38,17 +38,20 @@ def quantise(vectors: np.ndarray) -> np.ndarray:
     return np.rint(vectors * scale).astype(np.int8)
 
 
-def norms_of(vectors: np.ndarray) -> np.ndarray:
-    """Return the lengths of quantised vectors, 1 for a row of zeros: float64 [n]."""
+def squares_of(vectors: np.ndarray) -> np.ndarray:
+    """Return the squared lengths of quantised vectors, 1 for a row of zeros: float64 [n]."""
     wide = vectors.astype(np.float32)
     squares = np.einsum("nd,nd->n", wide, wide)
-    return np.sqrt(np.where(squares > 0, squares, 1).astype(np.float64))
+    return np.where(squares > 0, squares, 1).astype(np.float64)
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the cosine of every row of one block with every row of another: float64 [n, m]."""
+    """Return the cosine of every row of one block with every row of another: float64 [n, m].
+
+    It is 1 exactly for equal rows: the product of two squares is exact, and so is its root.
+    """
     products = a.astype(np.float32) @ b.astype(np.float32).T
-    return products / norms_of(a)[:, None] / norms_of(b)[None, :]
+    return products / np.sqrt(squares_of(a)[:, None] * squares_of(b)[None, :])
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +115,9 @@ def _means(
     present, starts = np.unique(labels[order], return_index=True)
     sums = np.zeros((n_clusters, dim), np.int64)
     # Members are scaled to one length first (in 16 bits), so that each counts the same.
-    unit = np.rint(sample[order] * (32767 / norms_of(sample[order]))[:, None]).astype(np.int64)
+    unit = np.rint(sample[order] * (32767 / np.sqrt(squares_of(sample[order])))[:, None]).astype(
+        np.int64
+    )
     sums[present] = np.add.reduceat(unit, starts, axis=0)
     moved = quantise(sums.astype(np.float64))
     empty = np.flatnonzero(np.bincount(labels, minlength=n_clusters) == 0)

@@ -10,15 +10,15 @@ import numpy as np
 
 from puna.data.kernels.buffers import Array, Int, fixed, kernel
 from puna.data.kernels.components import find, unite
-from puna.data.semantic.clusters import norms_of
+from puna.data.semantic.clusters import squares_of
 
 _BLOCK = 2048
 
 
 @kernel
 def _join(
-    products: Array, norms: Array, row: Int, column: Int, nodes: Array, limits: Array,
-    parents: Array, edges: Array, found: Array, n_edges: Int,
+    products: Array, squares: Array, floors: Array, row: Int, column: Int, nodes: Array,
+    limits: Array, parents: Array, edges: Array, found: Array, n_edges: Int,
 ) -> Int:  # fmt: skip
     """Write the pairs of a block that join two components; return the number of all."""
     threshold, n_new = limits
@@ -26,10 +26,9 @@ def _join(
         a = row + i
         for j in range(products.shape[1]):
             b = column + j
-            length = norms[a] * norms[b]
-            if b <= a or products[i, j] < threshold * length * 0.999:
-                continue  # almost all pairs end here, without a division
-            likeness = products[i, j] / length
+            if b <= a or products[i, j] < floors[a] * floors[b]:
+                continue  # almost all pairs end here, without a root and a division
+            likeness = products[i, j] / np.sqrt(squares[a] * squares[b])
             if likeness < threshold or (nodes[a] >= n_new and nodes[b] >= n_new):
                 continue
             if find(parents, a) != find(parents, b):
@@ -58,14 +57,15 @@ def link_cluster(
         Pairs int64 [n_links, 2] (smaller node first) and their cosines float64 [n_links].
     """
     n, n_edges = len(nodes), 0
-    wide, norms = vectors.astype(np.float32), fixed(norms_of(vectors))
+    wide, squares = vectors.astype(np.float32), squares_of(vectors)
+    floors = fixed(np.sqrt(squares * (0.999 * threshold)))
     parents = np.arange(n)
     edges, found = np.empty((max(n - 1, 0), 2), np.int64), np.empty(max(n - 1, 0), np.float64)
     for row in range(0, n, _BLOCK):
         for column in range(row, n, _BLOCK):
             products = wide[row : row + _BLOCK] @ wide[column : column + _BLOCK].T
             n_edges = _join(
-                fixed(products), norms, row, column, fixed(nodes),
+                fixed(products), fixed(squares), floors, row, column, fixed(nodes),
                 (float(threshold), int(n_new)), parents, edges, found, n_edges,
             )  # fmt: skip
     return edges[:n_edges], found[:n_edges]
@@ -90,19 +90,19 @@ def choose_keepers(
     Returns:
         The kept node of each, int64 [n], and the cosine with it, float64 [n].
     """
-    wide, norms = vectors.astype(np.float32), norms_of(vectors)
+    wide, squares = vectors.astype(np.float32), squares_of(vectors)
     keeper, found = nodes.copy(), np.ones(len(nodes))
     if chains:
         known = nodes >= n_new
         rest = np.flatnonzero(~known) if known.any() else np.arange(1, len(nodes))
         keeper[rest] = nodes[0]
-        found[rest] = (wide[rest] @ wide[0]) / (norms[rest] * norms[0])
+        found[rest] = (wide[rest] @ wide[0]) / np.sqrt(squares[rest] * squares[0])
         return keeper, found
     kept = np.empty_like(wide)
     kept_at: list[int] = []
     for at in range(len(nodes)):
         if nodes[at] < n_new and kept_at:
-            likeness = (kept[: len(kept_at)] @ wide[at]) / (norms[kept_at] * norms[at])
+            likeness = (kept[: len(kept_at)] @ wide[at]) / np.sqrt(squares[kept_at] * squares[at])
             best = int(likeness.argmax())
             if likeness[best] >= threshold:
                 keeper[at], found[at] = nodes[kept_at[best]], likeness[best]

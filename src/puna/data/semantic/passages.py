@@ -79,16 +79,16 @@ class Passages:
         )
         passages: list[list[int]] = []
         owners: list[int] = []
-        frame = _frame(tokenizer) if special else ([], [])
+        before, behind = frame(tokenizer) if special else ([], [])
         for number, encoding in enumerate(encodings):
             ids = encoding.ids
             for start in range(0, min(len(ids), size * self.n_passages), size):
-                passages.append([*frame[0], *ids[start : start + size], *frame[1]])
+                passages.append([*before, *ids[start : start + size], *behind])
                 owners.append(number)
         return passages, np.array(owners, np.int64)
 
 
-def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the special tokens that the tokenizer puts before and behind a text."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     framed = tokenizer.encode("a").ids
