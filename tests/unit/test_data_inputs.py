@@ -702,3 +702,30 @@ def test_a_missing_package_is_named(options, package, extra, tmp_path, monkeypat
     with pytest.raises(PunaError) as caught:
         run(tmp_path / "out", source)
     assert extra in str(caught.value.fix)
+
+
+# the fault set: every document comes out or is accounted for
+
+FAULTS = {
+    "sound": (200, 0), "zst of two frames": (200, 0), "gzip of two members": (200, 0),
+    "truncated gzip": (128, 1), "truncated zst": (0, None), "one broken line": (199, 1),
+    "lone surrogate": (199, 1), "NUL byte after a line": (199, 1), "one line of Latin-1": (199, 1),
+    "ids of two types": (200, 0), "equal ids": (100, 100), "flipped byte in Parquet": (150, 50),
+    "truncated Parquet": (0, None),
+}  # fmt: skip
+"""Documents out and records reported; None where nothing comes out, which is an error."""
+
+
+def test_no_document_of_the_fault_set_is_lost_silently(tmp_path):
+    from bench_faults import TEXTS, read_puna, write_sets
+
+    sets = write_sets(tmp_path)
+    assert sets.keys() == FAULTS.keys()
+    for name, (file, n_in) in sets.items():
+        texts, n_reported, is_cut = read_puna(tmp_path / name, file)
+        n_out, n_expected = FAULTS[name]
+        assert set(texts) <= set(TEXTS), name
+        assert len(texts) == n_out or (name == "truncated gzip" and 0 < len(texts) < n_in), name
+        assert is_cut or len(texts) + n_reported == n_in, name
+        assert n_expected is None or n_reported == n_expected, name
+        assert is_cut == name.startswith("truncated"), name

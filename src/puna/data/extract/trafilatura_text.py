@@ -46,14 +46,20 @@ def main_text(tree: HTMLTree) -> str:
 
     Raises:
         PunaError: trafilatura is not installed.
+        ValueError: trafilatura cannot parse the page.
     """
     trafilatura = _trafilatura()
+    from lxml.etree import LxmlError  # comes with it
+
     is_marked = _mark_lines(tree)
     document: Any = tree.document
-    text = trafilatura.extract(
-        document.html, output_format="txt", include_comments=False, include_tables=True,
-        include_links=False, include_images=False, deduplicate=False,
-    )  # fmt: skip
+    try:
+        text = trafilatura.extract(
+            document.html, output_format="txt", include_comments=False, include_tables=True,
+            include_links=False, include_images=False, deduplicate=False,
+        )  # fmt: skip
+    except LxmlError as error:
+        raise ValueError(f"trafilatura cannot parse the page: {error}") from error
     if not text:
         return ""
     return _MARKED.sub("", text) if is_marked else text

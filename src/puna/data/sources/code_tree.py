@@ -35,7 +35,7 @@ class CodeTreeConfig(SourceConfig):
     kind: Literal["code-tree"] = "code-tree"
     """Kind of source."""
     paths: tuple[str, ...] = Field(min_length=1)
-    """Folders, archives, patterns (`repos/**/*.rs`, `archives/*.tar.gz`) or URLs of an object store."""
+    """Folders, archives, patterns (`repos/**/*.rs`, `archives/*.tar.gz`), or URLs of a store."""
     root: Execution[str | None] = None
     """Folder or URL that the paths are relative to; see the kind `files`."""
     languages: tuple[str, ...] = ()
