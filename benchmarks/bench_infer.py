@@ -1,6 +1,7 @@
 """Inference on the real model, SmolLM2-135M, beside transformers and Meta's reference code.
 
-    python benchmarks/bench_infer.py [--repeats 5] [--new 64] [--skip-meta] [--json FILE]
+    python benchmarks/bench_infer.py [--repeats 5] [--new 64] [--prefill 512] [--skip-meta]
+                                     [--json FILE]
 
 Prints whether logits and greedy continuations agree, then rates as medians of interleaved runs:
 every repeat runs each contender once, one after the other, so that load from elsewhere hits all of
@@ -40,7 +41,6 @@ PROMPTS = (
     "Once upon a time, in a land far away,",
     "The three laws of motion are",
 )
-PREFILL_TOKENS = 512
 Runs = dict[str, Callable[[], float]]
 
 
@@ -137,7 +137,7 @@ def meta_agreement(ours: Any, prompts: list[list[int]], greedy: list[list[int]])
 
 
 def decoding(
-    repeats: int, n_new: int, prompts: list[list[int]], peers: dict[str, Any]
+    repeats: int, n_new: int, n_prefill: int, prompts: list[list[int]], peers: dict[str, Any]
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Decoding and prefill rates of every contender, and the bytes a token reads."""
     path = smollm2_path()
@@ -152,7 +152,7 @@ def decoding(
     }
     engines = {name: Engine(one.model) for name, one in models.items()}
     eight = [(prompt * 8)[:16] for prompt in (prompts * 2)[:8]]
-    long = np.random.default_rng(0).integers(0, 49_152, PREFILL_TOKENS).tolist()
+    long = np.random.default_rng(0).integers(0, 49_152, n_prefill).tolist()
     buffer = np.ones(64 << 20, np.float32)
     runs: Runs = {"read bandwidth": lambda: read_bandwidth(buffer)}
 
@@ -168,11 +168,11 @@ def decoding(
     for name, peer in peers.items():
         runs[f"transformers {name}, batch 1"] = lambda p=peer: decode_rate(theirs(p), n_new)
         runs[f"transformers {name}, prefill"] = lambda p=peer: (
-            PREFILL_TOKENS / timed(lambda: transformers_greedy(p, long, 1))
+            n_prefill / timed(lambda: transformers_greedy(p, long, 1))
         )
     for name, engine in engines.items():
         runs[f"{name}, prefill"] = lambda e=engine: (
-            PREFILL_TOKENS / timed(lambda: engine_greedy(e, [long], 1))
+            n_prefill / timed(lambda: engine_greedy(e, [long], 1))
         )
     return interleave(runs, repeats), n_bytes
 
@@ -193,7 +193,9 @@ def load_times(repeats: int) -> dict[str, list[float]]:
     )
 
 
-def rows(rates: dict[str, list[float]], n_bytes: dict[str, int]) -> list[tuple[str, str, str, str]]:
+def rows(
+    rates: dict[str, list[float]], n_bytes: dict[str, int], n_prefill: int
+) -> list[tuple[str, str, str, str]]:
     """(what, tokens/s, ratio, wanted) of the table; ratios are medians of ratios per repeat."""
 
     def ratio(a: str, b: str) -> float:
@@ -226,7 +228,7 @@ def rows(rates: dict[str, list[float]], n_bytes: dict[str, int]) -> list[tuple[s
         against = f"{ratio(mine, its):.2f}x transformers" if its in rates else ""
         rate = f"{statistics.median(rates[mine]):.0f}"
         wanted = ">= 1x" if its in rates else ""
-        out.append((f"prefill {kind}, {PREFILL_TOKENS} tokens", rate, against, wanted))
+        out.append((f"prefill {kind}, {n_prefill} tokens", rate, against, wanted))
     return out
 
 
@@ -236,6 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new", type=int, default=64, help="tokens per decoding run")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the long prompt")
     parser.add_argument("--greedy", type=int, default=256, help="tokens of the comparison")
     parser.add_argument("--skip-meta", action="store_true")
     parser.add_argument("--json", type=Path, help="write every number here")
@@ -257,13 +260,13 @@ def main() -> None:
             "identical"
         )
     peers = {"fp32": peer, "bf16": transformers_model(smollm2_path(), torch.bfloat16)}
-    rates, n_bytes = decoding(arguments.repeats, arguments.new, prompts, peers)
+    rates, n_bytes = decoding(arguments.repeats, arguments.new, arguments.prefill, prompts, peers)
     gbps = statistics.median(rates["read bandwidth"]) / 1e9
     table = Table(title=f"SmolLM2-135M, {torch.get_num_threads()} threads, {gbps:.1f} GB/s read",
                   title_justify="left")  # fmt: skip
     for name in ("", "tokens/s", "ratio", "wanted"):
         table.add_column(name, justify="left" if not name else "right")
-    for row in rows(rates, n_bytes):
+    for row in rows(rates, n_bytes, arguments.prefill):
         table.add_row(*row)
     console.print(table)
     ratio = statistics.median(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from puna.lm.cpu.structures import (
     PromptBuffers,
 )
 from puna.lm.cpu.vectors import MULTIPLIES_PAIRS
-from puna.lm.engine.pool import KVPool
+
+if TYPE_CHECKING:
+    from puna.lm.engine.pool import KVPool
 
 Span = tuple[Items[int], int, Int32[np.ndarray, " blocks"]]
 """Consecutive tokens of one request: ids, the position of the first, the request's blocks."""
@@ -148,7 +151,8 @@ class CpuPrefill:
         """Return buffers that are large enough; they grow and stay."""
         if self._buffers is None or n_vectors > self._n_vectors or n_blocks > self._n_blocks:
             self._n_vectors = max(n_vectors, self._n_vectors)
-            self._n_blocks = max(n_blocks, self._n_blocks)
+            # A long prompt has more of them with every cut.
+            self._n_blocks = max(1 << (n_blocks - 1).bit_length(), self._n_blocks)
             self._buffers = self._new_buffers()
         return self._buffers
 
