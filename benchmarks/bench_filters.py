@@ -6,6 +6,12 @@ The documents are a random sample of a folder of Parquet shards (`benchmarks/deb
 builds one), or else of the text files and Python sources of this machine. Each filter sees each
 document as it is. Rates are per CPU second; datatrove's include its words, which it makes anew for
 each filter here, as ours do. Exits with 1 when a decision, a reason or a rewritten text differs.
+
+    python benchmarks/bench_filters.py --only-ours
+
+times every profile. `--dclm FOLDER` (a checkout of mlfoundations/dclm) and `--redpajama FOLDER`
+(togethercomputer/RedPajama-Data) compare with the code of these projects, which is on no package
+index; `bench_filters_peers.py` says what they need installed.
 """
 
 from __future__ import annotations
@@ -157,20 +163,8 @@ def compare_words(texts: list[str], out: Console) -> int:
     return n_different
 
 
-def main() -> int:
-    """Compare and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--corpus", type=Path, help="folder of Parquet shards with a column text")
-    parser.add_argument("--docs", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    out = Console(width=120, highlight=False)
-    if options.corpus:
-        texts = sample_corpus(options.corpus, options.docs, options.seed)
-    else:
-        texts = sample_machine(options.docs, options.seed)
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    out.print(f"{len(texts):,} documents, {megabytes:.1f} MB")
+def compare_with_datatrove(texts: list[str], out: Console) -> int:
+    """Print the table; return the number of differences."""
     n_different = compare_words(texts, out)
     table = Table(box=box.SIMPLE_HEAD)
     for name in (
@@ -189,14 +183,56 @@ def main() -> int:
         n, row = compare(mine, peer, texts, out)
         n_different += n
         table.add_row(*row)
-    whole = PROFILES.get("prose").filters
-    judge(whole, texts[:50])
-    start_s = time.process_time()
-    judge(whole, texts)
-    rate = megabytes / (time.process_time() - start_s)
-    table.add_row("prose, words by white space", "", "", "", f"{rate:.1f}", "", "")
     out.print(table)
+    return n_different
+
+
+def main() -> int:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--corpus", type=Path, help="folder of Parquet shards with a column text")
+    parser.add_argument("--docs", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only-ours", action="store_true", help="compare with nothing")
+    parser.add_argument("--dclm", type=Path, help="checkout of mlfoundations/dclm")
+    parser.add_argument("--redpajama", type=Path, help="checkout of RedPajama-Data")
+    options = parser.parse_args()
+    out = Console(width=120, highlight=False)
+    if options.corpus:
+        texts = sample_corpus(options.corpus, options.docs, options.seed)
+    else:
+        texts = sample_machine(options.docs, options.seed)
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    out.print(f"{len(texts):,} documents, {megabytes:.1f} MB")
+    n_different = 0
+    if options.dclm or options.redpajama:
+        import bench_filters_peers
+
+        for name in ("dclm", "redpajama"):
+            if folder := getattr(options, name):
+                n_different += getattr(bench_filters_peers, name)(folder.resolve(), texts, out)
+    elif not options.only_ours:
+        n_different = compare_with_datatrove(texts, out)
+    time_profiles(texts, out)
     return 1 if n_different else 0
+
+
+def time_profiles(texts: list[str], out: Console) -> None:
+    """Print the rate of each profile; every filter sees what the ones before it kept."""
+    table = Table("profile", box=box.SIMPLE_HEAD)
+    for name in ("kept", "MB/s"):
+        table.add_column(name, justify="right")
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    for name in PROFILES:
+        filters = PROFILES.get(name).filters
+        if not filters:
+            continue
+        judge(filters, texts[:50])  # compiled
+        start_s = time.process_time()
+        verdicts = judge(filters, texts)
+        rate = megabytes / (time.process_time() - start_s)
+        table.add_row(name, f"{verdicts.reason.count(None) / len(texts):.0%}", f"{rate:.1f}")
+    out.print(table)
 
 
 if __name__ == "__main__":

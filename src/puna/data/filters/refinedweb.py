@@ -13,7 +13,7 @@ blocks domains) and its language model (filter ``language``).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -216,21 +216,24 @@ class RefinedWeb(FilterConfig):
         if digits:
             text = _keep(text, lambda line: _count(str.isdigit, line) <= self.max_line_digits)
         text = text.strip()
-        if _COUNTER_HINT.search(text):
+        if _may_hold(text, _COUNTED.split("|"), _COUNTER_HINT):
             text = _keep(text, lambda line: not _COUNTER.search(line.lower()))
         text = text.strip()
         if short and self.min_line_words:
             least = self.min_line_words
             text = _keep(text, lambda line: not line or len(line.split(None, least)) >= least)
-        hinted = (
-            any(phrase in text.lower() for phrase in _PHRASE_WORDS)
-            if text.isascii()
-            else _PHRASE_HINT.search(text)
-        )
-        if hinted:
+        if _may_hold(text, _PHRASE_WORDS, _PHRASE_HINT):
             for phrase in _PHRASES:
                 text = _without_phrase(text, phrase)
         return text.strip()
+
+
+def _may_hold(text: str, words: Iterable[str], hint: re.Pattern[str]) -> bool:
+    """Tell whether an expression that asks for one of some words has to be tried; fast on ASCII."""
+    if not text.isascii():
+        return hint.search(text) is not None
+    lower = text.lower()
+    return any(word in lower for word in words)
 
 
 def _count(kind: Callable[[str], bool], line: str) -> float:

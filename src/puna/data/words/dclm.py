@@ -14,7 +14,7 @@ from puna.data.kernels.words import STOP_KEYS
 from puna.data.words.affixes import part_hash
 from puna.data.words.breaks import ALNUM, DIGIT, UPPER, break_words, kinds
 from puna.data.words.columns import DCLM_COLUMNS
-from puna.data.words.grams import count_grams, covered_chars, list_words, top_chars
+from puna.data.words.grams import all_places, fill_grams, list_words
 from puna.data.words.rules import LETTER, SPACE, Rules, load_rules
 from puna.data.words.split import Work, decode, work_for
 
@@ -176,7 +176,7 @@ def _measure(
 ) -> None:  # fmt: skip
     stamp = 1
     keys = np.empty(0, np.uint64)
-    stamps = counts = firsts = slots = np.zeros(0, np.int64)
+    stamps = counts = where = slots = np.zeros(0, np.int64)
     for d in range(len(offsets) - 1):
         if not alive[d]:
             continue
@@ -185,7 +185,7 @@ def _measure(
         size = power_of_two(2 * n_codes + 4)
         if size > len(keys):
             keys = np.empty(size, np.uint64)
-            stamps, counts, firsts, slots = (
+            stamps, counts, where, slots = (
                 np.zeros(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64),
                 np.empty(size, np.int64),
             )  # fmt: skip
@@ -205,14 +205,10 @@ def _measure(
         m = break_words(table, work, n_codes)
         list_words(work, m)
         row[19] = work.other[0, m]
-        for n in range(2, 11):
-            most = count_grams(
-                work, m, n, keys, stamps, stamp + n, counts, firsts, slots
-            )  # fmt: skip
-            if n < 5:
-                row[18 + n] = top_chars(work, m, n, most, counts, slots, True)
-            else:
-                row[18 + n] = covered_chars(work, m, n, counts, slots)
+        fill_grams(
+            work, m, where, all_places(where, m, 2), keys, stamps, stamp + 2, counts, slots, True,
+            row[20:29],
+        )  # fmt: skip
         stamp += 11
 
 

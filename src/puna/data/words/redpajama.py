@@ -18,7 +18,14 @@ from puna.data.kernels.buffers import Array, Int, Texts, kernel, power_of_two, t
 from puna.data.words.affixes import look_up, part_hash
 from puna.data.words.breaks import ASCII_LETTER, NOT_UPPER, NUMBER, UPPER, WORD, kinds
 from puna.data.words.columns import REDPAJAMA_COLUMNS
-from puna.data.words.grams import count_grams, covered_chars, gram_key, list_words, top_chars
+from puna.data.words.grams import (
+    all_places,
+    count_grams,
+    fill_grams,
+    gram_key,
+    list_words,
+    longer_places,
+)
 from puna.data.words.rules import SPACE, classes, hash_of, hash_table
 from puna.data.words.split import Work, decode, work_for
 
@@ -162,14 +169,17 @@ def _normal_words(
 
 
 @kernel
-def _unigrams(n: Int, counts: Array, firsts: Array, slots: Array) -> tuple[Int, float]:
+def _unigrams(n: Int, counts: Array, slots: Array) -> tuple[Int, float]:
     """Return the number of different words and the entropy of their distribution, in nats."""
     n_unique, entropy = 0, 0.0
     for i in range(n):
-        if firsts[slots[i]] == i:
+        count = counts[slots[i]]
+        if count > 0:
             n_unique += 1
-            part = counts[slots[i]] / n
-            entropy += -part * math.log(part)
+            entropy += -(count / n) * math.log(count / n)
+            counts[slots[i]] = -count  # the first occurrence
+    for i in range(n):
+        counts[slots[i]] = abs(counts[slots[i]])
     return n_unique, entropy
 
 
@@ -204,7 +214,7 @@ def _measure_normal(
 ) -> None:  # fmt: skip
     stamp = 1
     keys = np.empty(0, np.uint64)
-    stamps = counts = firsts = slots = np.zeros(0, np.int64)
+    stamps = counts = where = slots = np.zeros(0, np.int64)
     for d in range(len(offsets) - 1):
         if not alive[d]:
             continue
@@ -213,24 +223,21 @@ def _measure_normal(
         size = power_of_two(2 * n_codes + 4)
         if size > len(keys):
             keys = np.empty(size, np.uint64)
-            stamps, counts, firsts, slots = (
+            stamps, counts, where, slots = (
                 np.zeros(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64),
                 np.empty(size, np.int64),
             )  # fmt: skip
         n = _normal_words(spaces, table, work, n_codes, javascript, row[0:2])
         list_words(work, n)
         row[2], row[3] = n, work.other[0, n]
-        count_grams(work, n, 1, keys, stamps, stamp, counts, firsts, slots)
-        row[4], row[5] = _unigrams(n, counts, firsts, slots)
+        n_places = all_places(where, n, 1)
+        count_grams(work, where, n_places, 1, keys, stamps, stamp, counts, slots)
+        row[4], row[5] = _unigrams(n, counts, slots)
         row[6] = _phrases(work, n, phrase_keys, phrase_values, phrase_sizes)
-        for size in range(2, 11):
-            most = count_grams(
-                work, n, size, keys, stamps, stamp + size, counts, firsts, slots
-            )  # fmt: skip
-            if size < 5:
-                row[5 + size] = top_chars(work, n, size, most, counts, slots, False)
-            else:
-                row[5 + size] = covered_chars(work, n, size, counts, slots)
+        n_places = longer_places(where, n_places, 1, n, counts, slots)
+        fill_grams(
+            work, n, where, n_places, keys, stamps, stamp + 2, counts, slots, False, row[7:16]
+        )  # fmt: skip
         stamp += 11
 
 
