@@ -258,7 +258,12 @@ def test_notebooks_lose_prompts_pictures_and_progress():
     assert found == {"terminal": 2, "pictures": 1, "widgets": 1, "progress": 1, "objects": 1,
                      "prompts": 3, "empty_cells": 1, "emptied": len(trial.text)}  # fmt: skip
     assert verdict(Notebook(), "In [1]:\nx\n")[:2] == ("notebook.emptied", 1)
-    assert verdict(Notebook(off={"prompts"}), "In [1]:\nx\n")[2] == "In [1]:\nx\n"
+    assert verdict(Notebook(off=("prompts",)), "In [1]:\nx\n")[2] == "In [1]:\nx\n"
+
+
+def test_a_rule_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="no such rule: prompt; known: terminal"):
+        Notebook(off=("prompt",))
 
 
 PAGE = f"""Hello everyone,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from puna.core.errors import PunaError
 from puna.data.filters.refinedweb import RefinedWeb
 from puna.data.filters.rules import Rules
 from puna.data.kernels.buffers import texts_from
@@ -284,3 +285,9 @@ def test_try_shows_what_was_measured_and_the_text_that_is_left():
     removed = next(c for c in trial.checks if c.reason == "refinedweb.word_removal_ratio")
     assert removed.value == pytest.approx(2 / (len(tokens_of(PLAIN)) + 2))
     assert np.isfinite([check.value for check in trial.checks]).all()
+
+
+def test_a_missing_list_of_domains_is_named(tmp_path):
+    rules = Rules((RefinedWeb(tlds=tmp_path / "tlds.txt"),), detect_language=False)
+    with pytest.raises(PunaError, match=r"list of top-level domains .* does not exist"):
+        rules.judge(pa.array(["a.com"]))

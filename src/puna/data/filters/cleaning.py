@@ -33,8 +33,20 @@ def of_lines(expression: str, flags: int = re.IGNORECASE) -> Cut:
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
 
 
+def known_rules(names: tuple[str, ...], cuts: Mapping[str, Cut]) -> tuple[str, ...]:
+    """Return the names of rules.
+
+    Raises:
+        ValueError: One of them is the name of none.
+    """
+    unknown = sorted(set(names) - set(cuts))
+    if unknown:
+        raise ValueError(f"no such rule: {', '.join(unknown)}; known: {', '.join(cuts)}")
+    return names
+
+
 def clean(
-    name: str, docs: TextBatch, cuts: Mapping[str, Cut], off: frozenset[str], min_left: int
+    name: str, docs: TextBatch, cuts: Mapping[str, Cut], off: tuple[str, ...], min_left: int
 ) -> Iterator[Finding]:
     """Apply rules in their order; show what each cut out, fail what is emptied, put in the rest.
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from puna.data.filters.base import FilterConfig, Finding, register
 from puna.data.filters.batch import TextBatch
-from puna.data.filters.cleaning import Cut, clean, of_lines
+from puna.data.filters.cleaning import Cut, clean, known_rules, of_lines
 
 _CUTS = {
     "terminal": Cut(re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")),
@@ -52,10 +52,15 @@ class Notebook(FilterConfig):
         "notebook.empty_cells": "cells without text cut out (measured only)",
         "notebook.emptied": "fewer characters than `min_left` are left of a text that was cut",
     }
-    off: frozenset[str] = frozenset()
+    off: tuple[str, ...] = ()
     """Rules that are left out: names after the dot."""
     min_left: int = Field(default=50, ge=0)
     """Smallest number of characters that must be left of a text that was cut (ours)."""
+
+    @field_validator("off")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return known_rules(value, _CUTS)
 
     def judge(self, docs: TextBatch) -> Iterator[Finding]:
         """Cut out, count, and look at what is left."""

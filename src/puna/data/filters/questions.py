@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from puna.data.filters.base import FilterConfig, Finding, above, register
 from puna.data.filters.batch import TextBatch
-from puna.data.filters.cleaning import Cut, clean, of_lines
+from puna.data.filters.cleaning import Cut, clean, known_rules, of_lines
 
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _WHOM = r"(?: (?:all|everyone|everybody|guys|folks|there|community|experts|team|friends))*"
@@ -82,10 +82,15 @@ class Questions(FilterConfig):
     }
     drop_closed: bool = True
     """Drop pages of questions that were closed."""
-    off: frozenset[str] = frozenset()
+    off: tuple[str, ...] = ()
     """Rules that are left out: names after the dot."""
     min_left: int = Field(default=50, ge=0)
     """Smallest number of characters that must be left of a text that was cut (ours)."""
+
+    @field_validator("off")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return known_rules(value, _CUTS)
 
     def judge(self, docs: TextBatch) -> Iterator[Finding]:
         """Look for closed questions, then cut out, count, and look at what is left."""

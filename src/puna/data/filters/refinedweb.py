@@ -24,6 +24,7 @@ from pydantic import Field
 from puna.core.errors import PunaError
 from puna.data.filters.base import FilterConfig, Finding, above, below, register, share
 from puna.data.filters.batch import TextBatch
+from puna.data.safety.lists import read_list
 
 _NEWLINES = re.compile(r"\n{3,}")
 _IP_HINT = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")
@@ -54,7 +55,7 @@ _SEGMENTS = (
 @cache
 def _patterns(tlds: Path) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """Compile what a text must begin with, what it must hold, and what is cut out."""
-    names = tlds.read_text(encoding="utf-8").split()
+    names = [line.strip() for line in read_list(tlds, "list of top-level domains", "tlds")]
     if not names:
         raise PunaError(f"{tlds} names no top-level domain", "give a file with one name per line")
     # names with a hyphen are escaped twice there and never match
