@@ -53,7 +53,8 @@ def assign_clusters(
     centroids = _centroids(engine, cfg, ones, max(n_clusters, 1))
     for round_ in range(_SPLITS + 1):
         assigned = _assigned(engine, cfg, centroids, folders, work / f"clusters-{round_}")
-        each = assigned.semi_join(ones, "node").select("node", cluster=assigned.clusters.unnest())
+        taking_part = assigned.semi_join(ones, "node")
+        each = taking_part.select("node", cluster=taking_part.clusters.unnest())
         counted = engine.collect(each.group_by("cluster").agg(n=each.count()), ["cluster"])
         sizes = np.zeros(len(centroids), np.int64)
         sizes[counted["cluster"].to_numpy()] = counted["n"].to_numpy()
