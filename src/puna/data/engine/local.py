@@ -116,6 +116,7 @@ def map_shards(
             n_kept += report.rows_kept
             note = f"{n_kept / n_in:.1%} kept" if n_in and carry is None else ""
             bar.advance(report.rows_in, note=note)
+    clean_leftovers(folders)  # of a worker that died on a cluster, whose shard another has done
     manifest = Manifest(step, reports)
     _verify(tasks, reports, mapper, useful)
     write_json(out / MANIFEST_FILE, manifest.to_json())

@@ -22,6 +22,7 @@ from puna.data.engine.base import ConservationError, GroupKernel, Kernel, Manife
 from puna.data.engine.local import map_shards
 from puna.data.engine.ordered import whole_groups, write_cut, write_empty
 from puna.data.engine.shards import list_shards, read_batches, shard_writer, write_shard
+from puna.data.engine.shardwork import clean_leftovers
 from puna.data.engine.spark_map import SparkJob, at_home, map_on_spark
 from puna.data.schema import shard_name
 
@@ -140,6 +141,7 @@ class SparkEngine:
             frame = self._frame(relation).repartition(n_shards, "shard")
             frame = frame.sortWithinPartitions(*_ascending(order_by))
             written = self._run(frame, partial(_write_cut, folder.resolve(), schema))
+            clean_leftovers([folder])  # of executors that died
             write_empty(
                 folder, schema, sorted({*range(n_shards)} - {index for index, _ in written})
             )

@@ -64,7 +64,6 @@ def connect(
     given = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "ERROR",
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_quiet_log(scratch)}",
         "spark.executorEnv.PYTHONWARNINGS": "ignore::FutureWarning",
         "spark.sql.session.timeZone": "UTC",
