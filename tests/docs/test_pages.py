@@ -15,6 +15,7 @@ from tests.conftest import ROOT, SmallDemo
 from tests.docs.markdown import blocks_of, run_page
 
 HOWTOS = sorted((ROOT / "docs/howto").glob("*.md"))
+SHOWN_ONLY = {"deduplicate-by-meaning"}  # needs the weights of an encoder
 
 
 @pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.stem)
@@ -24,7 +25,7 @@ def test_howto_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # What a page registers must not be there for other tests of this process.
     monkeypatch.setattr(FILTERS, "_entries", dict(FILTERS._entries))
     monkeypatch.setattr(REASONS, "_entries", dict(REASONS._entries))
-    assert run_page(page, tmp_path) > 0
+    assert (run_page(page, tmp_path) > 0) == (page.stem not in SHOWN_ONLY)
 
 
 @pytest.mark.xdist_group("small_demo")
