@@ -82,7 +82,9 @@ def _value(job: SparkJob, folder: Path, index: int) -> Any:
     path = folder / str(index)
     while not path.is_file() and not job.wait(_POLL_S):
         pass
-    outcome = path.read_bytes() if path.is_file() else dict(job.rows())[index]
+    outcome = path.read_bytes() if path.is_file() else dict(job.rows()).get(index)
+    if outcome is None:
+        raise RuntimeError(f"Spark ended without an outcome of task {index}")
     is_good, value = pickle.loads(outcome)  # noqa: S301 (our executor wrote it, just now)
     if not is_good:
         raise value
