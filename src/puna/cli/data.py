@@ -12,6 +12,7 @@ from puna.cli.data_classifier import classifier
 from puna.cli.data_compare import diff, try_filter
 from puna.cli.data_embedder import embedder
 from puna.cli.data_label import label
+from puna.cli.data_report import data_report
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +26,7 @@ data.add_command(embedder)
 data.add_command(label)
 data.add_command(try_filter)
 data.add_command(diff)
+data.add_command(data_report)
 
 SHOWN_MATCHES = 20
 MIN_WIDTH = 128

@@ -29,7 +29,7 @@ from puna.ui.report.charts.time import (
     n_pauses,
 )
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _PAGE = "report.html.j2"
 BUCKET_MEANING = {
     "productive": "steps done for the first time",
@@ -49,28 +49,12 @@ def render(value: dict[str, Any], *, max_samples: int = 12) -> str:
         value: What :func:`puna.ui.report.collect.collect` returned.
         max_samples: Samples shown.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "bytes": format_bytes,
-        "count": format_count,
-        "dur": format_duration,
-        "n": lambda number: f"{number:,}",
-        "pct": lambda share: f"{share:.1%}",
-        "date": _date,
-        "ticks": _ticks,
-    }
     data, tokens = value["data"], value["tokens"]
     sources = data["sources"] if data is not None else list(tokens["sources"]) if tokens else []
     samples = value["samples"]
-    return environment.get_template(_PAGE).render(
+    return environment().get_template(_PAGE).render(
         value,
-        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        css=css("report.css"),
         figures=_figures(value),
         colours=colour_of(sources),
         shown_samples=samples[:max_samples] if samples is not None else None,
@@ -81,6 +65,33 @@ def render(value: dict[str, Any], *, max_samples: int = 12) -> str:
         smooth_from=SMOOTH_FROM,
         n_pauses=n_pauses(value["stages"]),
     )
+
+
+def environment() -> jinja2.Environment:
+    """Return the templates, with escaping on and the filters that they use."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "bytes": format_bytes,
+        "count": format_count,
+        "dur": format_duration,
+        "n": lambda number: f"{number:,}",
+        "pct": lambda share: f"{share:.1%}",
+        "date": _date,
+        "ticks": _ticks,
+    }
+    return made
+
+
+def css(*names: str) -> Markup:
+    """Return style sheets of the package, to stand in a page."""
+    texts = (TEMPLATES / name for name in names)
+    return Markup("\n".join(path.read_text(encoding="utf-8") for path in texts))
 
 
 def _figures(value: dict[str, Any]) -> dict[str, Markup]:

@@ -1,0 +1,173 @@
+"""A corpus in numbers: what there was before the first stage, and after the last one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from puna.data.filters.languages import language_of
+from puna.data.kernels.buffers import texts_of
+from puna.data.kernels.language import identify
+from puna.data.kernels.minhash import normalised
+from puna.data.report.folders import DataStage, Place, row_groups
+from puna.data.report.histogram import histogram
+from puna.data.report.sample import Sample
+
+SEGMENT_WORDS = 1000
+_MAX_SEGMENTS = 2000
+_MAX_LISTED = 12
+_HOST = r'(?i)(?:^|"url":")https?://(?:www\.)?(?P<host>[^/":?#\\]+)'
+
+
+class Corpus:
+    """Counts over all documents, and measures of a sample of them.
+
+    Args:
+        stage: Whose documents.
+        places: What it kept, or both, which is what came to it.
+        sample: Some of these documents.
+    """
+
+    def __init__(self, stage: DataStage, places: Sequence[Place], sample: Sample | None) -> None:
+        sizes, hosts = [np.zeros(0, np.int64)], Counter[str]()
+        sources: dict[str, list[int]] = {}
+        for place in places:
+            for _, _, table in stage.tables(place, ["source", "path", "metadata", "n_bytes"]):
+                n_bytes = table["n_bytes"].to_numpy()
+                sizes.append(n_bytes)
+                for source, size in zip(table["source"].to_pylist(), n_bytes.tolist(), strict=True):
+                    row = sources.setdefault(source, [0, 0])
+                    row[0] += 1
+                    row[1] += size
+                hosts.update(_hosts(table))
+        self.sizes = np.concatenate(sizes)
+        self.sources, self.hosts = dict(sorted(sources.items())), hosts
+        self.sampled = _Measures()
+        if sample is not None:
+            for table in _texts(stage, sample):
+                self.sampled.add(table)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers; without a document the means are None."""
+        n, sizes = len(self.sizes), self.sizes
+        quantiles = np.quantile(sizes, [0.1, 0.5, 0.9]).tolist() if n else [None] * 3
+        return {
+            "docs": n,
+            "bytes": int(sizes.sum()),
+            "mean_bytes": float(sizes.mean()) if n else None,
+            "p10_bytes": quantiles[0],
+            "median_bytes": quantiles[1],
+            "p90_bytes": quantiles[2],
+            "by_source": {name: {"docs": docs, "bytes": size}
+                          for name, (docs, size) in self.sources.items()},
+            "n_domains": len(self.hosts),
+            "domains": _most(self.hosts, n),
+            "sample": self.sampled.to_json(),
+        }  # fmt: skip
+
+
+def _hosts(table: pa.Table) -> dict[str, int]:
+    """Count the hosts of documents: of the path when it is an address, else of ``url``."""
+    found: Counter[str] = Counter()
+    pick = pc.StructFieldOptions([0])
+    parts = []
+    for column in ("path", "metadata"):
+        options = pc.ExtractRegexOptions(_HOST)
+        parts.append(
+            pc.call_function(
+                "struct_field", [pc.call_function("extract_regex", [table[column]], options)], pick
+            )
+        )
+    hosts = pc.call_function("utf8_lower", [pc.call_function("coalesce", parts)])
+    for row in pc.call_function("value_counts", [hosts.drop_null()]).to_pylist():
+        found[row["values"]] += row["counts"]
+    return found
+
+
+def _most(counts: Counter[str], total: int) -> list[dict[str, Any]]:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_LISTED]
+    return [{"name": name, "docs": n, "share": n / total} for name, n in ranked]
+
+
+def _texts(stage: DataStage, sample: Sample) -> list[pa.Table]:
+    """Return the sampled documents in the order of rank, as the stage holds them."""
+    places = sample.rows.select(["place", "shard", "row"]).to_pylist()
+    wanted: dict[tuple[Place, int], set[int]] = {}
+    for one in places:
+        wanted.setdefault((one["place"], one["shard"]), set()).add(one["row"])
+    tables, found = [], dict[tuple[Place, int, int], int]()
+    for (place, index), rows in sorted(wanted.items()):
+        shard = stage.shards[place][index]
+        for _, first, table in row_groups(shard, ["path", "text"], rows):
+            here = sorted(row for row in rows if first <= row < first + table.num_rows)
+            for row in here:
+                found[place, index, row] = len(found)
+            tables.append(table.take(pa.array([row - first for row in here])))
+    order = [found[one["place"], one["shard"], one["row"]] for one in places]
+    whole = pa.concat_tables(tables).combine_chunks()
+    return [whole.take(pa.array(order[low : low + 1024])) for low in range(0, len(order), 1024)]
+
+
+class _Measures:
+    """What only the text tells, of a sample."""
+
+    def __init__(self) -> None:
+        self.n_docs = 0
+        self.languages: Counter[str] = Counter()
+        self.code: Counter[str] = Counter()
+        self._texts: Counter[int] = Counter()
+        self._words: list[str] = []
+        self._distinct: list[int] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Take documents in, in the order of rank."""
+        strings = table["text"].to_pylist()
+        texts = texts_of(table["text"])
+        self.n_docs += len(strings)
+        codes, _ = identify(texts, np.ones(len(strings), bool))
+        plain = normalised(texts)
+        for row, text in enumerate(strings):
+            self._texts[xxhash.xxh3_64_intdigest(plain.bytes_of(row))] += 1
+            language = language_of(table["path"][row].as_py(), text)
+            if language is None:
+                self.languages[codes[row]] += 1
+            else:
+                self.code[language] += 1
+            if len(self._distinct) < _MAX_SEGMENTS:
+                self._add_words(text)
+
+    def _add_words(self, text: str) -> None:
+        self._words += text.lower().split()
+        while len(self._words) >= SEGMENT_WORDS and len(self._distinct) < _MAX_SEGMENTS:
+            self._distinct.append(len(set(self._words[:SEGMENT_WORDS])))
+            del self._words[:SEGMENT_WORDS]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measures; None for those that need more text."""
+        n = max(self.n_docs, 1)
+        copies = sum(count - 1 for count in self._texts.values())
+        return {
+            "docs": self.n_docs,
+            "distinct_words_per_1000": float(np.mean(self._distinct)) if self._distinct else None,
+            "n_segments": len(self._distinct),
+            "copies": copies,
+            "copies_share": copies / n,
+            "code_docs": sum(self.code.values()),
+            "code_share": sum(self.code.values()) / n,
+            "code_languages": _most(self.code, n),
+            "languages": _most(self.languages, n),
+        }
+
+
+def length_chart(before: Corpus, after: Corpus | None) -> dict[str, Any] | None:
+    """Count the lengths of documents before and after in the same bins."""
+    groups = {"before": before.sizes.astype(float)}
+    if after is not None:
+        groups["after"] = after.sizes.astype(float)
+    return histogram(groups)
