@@ -435,7 +435,7 @@ def test_a_student_learns_grades_that_are_joined_by_id(tmp_path: Path) -> None:
         list(join_scores(str(tmp_path / "more.jsonl"), [str(documents.path)], Fields()))
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "score": "high"}\n')
     with pytest.raises(PunaError, match=r"bad\.jsonl#1: field 'score' \(score\) is 'high'"):
-        list(read_place(str(tmp_path / "bad.jsonl"), Fields(), with_score=True))
+        list(read_place(str(tmp_path / "bad.jsonl"), Fields(), rated="score"))
 
 
 @settings(max_examples=25, deadline=None)

@@ -34,10 +34,15 @@ def example_options(command: Callable[..., None]) -> Callable[..., None]:
         _places("positive", "Good texts."),
         _places("negative", "Bad texts."),
         _places("label", "Texts of a label, for a classifier of several labels.", "NAME=PLACE"),
+        _places("labelled", "Records that hold their label: for several labels, or for `positive` "
+                "and `negative`."),
         _places("scores", "Texts with grades from people or a language model."),
         _places("documents", "Documents that `--scores` names by id instead of giving their text."),
         click.option("--text-field", default="text", show_default=True, help="Field of the text."),
         click.option("--score-field", default="score", show_default=True, help="Field of scores."),
+        click.option("--label-field", default="label", show_default=True, help="Field of labels."),
+        click.option("--weight-field", default="weight", show_default=True,
+                     help="Field that says how much a labelled or scored record counts."),
         click.option("--id-field", default="id", show_default=True, help="Field of ids."),
         click.option("--source-field", default="source", show_default=True,
                      help="Field that names the source of a text, for the tables per source."),
@@ -50,7 +55,7 @@ def example_options(command: Callable[..., None]) -> Callable[..., None]:
 def _fields(given: dict[str, Any]) -> Fields:
     from puna.data.quality.examples import Fields
 
-    names = ("text", "score", "id", "source")
+    names = ("text", "score", "id", "source", "label", "weight")
     return Fields(**{name: given.pop(f"{name}_field") for name in names})
 
 
@@ -66,23 +71,42 @@ def _examples(given: dict[str, Any]) -> list[Example]:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @example_options
 def train(out: Path, overrides: tuple[str, ...], **examples: Any) -> None:
-    """Train a classifier and measure it on texts that it has not seen; write the folder OUT.
+    r"""Train a classifier and measure it on texts that it has not seen; write the folder OUT.
 
-    With --positive and --negative a quality classifier, with --label several labels (domains), with
-    --scores a student of grades. `kind=ngram` trains a language model of the positives instead.
-    Other keys: dim, epochs, lr, word_ngrams, min_count, n_buckets, order, preparation, max_bytes,
-    calibration, calibration_share, test_share, unseen_sources, keep_from, n_resamples, seed.
+    With --positive and --negative a quality classifier, with --label or --labelled several labels
+    (domains), with --scores a student of grades. `kind` is one of:
+
+    \b
+    fasttext     words and word n-grams (the default)
+    ngram        a language model of the positives
+    embedding    a head over an embedder that stays as it is: embedder=FOLDER
+    transformer  an encoder, fine-tuned with its head: embedder=FOLDER
+    lexical      a head over counts of code, formulas and steps
+
+    Other keys: dim, epochs, lr, word_ngrams, min_count, n_buckets, order, preparation, lexical,
+    passage_tokens, passages, device, tune_epochs, tune_lr, head_lr, tune_batch, weight_decay,
+    warmup, evaluations, patience, max_bytes, calibration, calibration_share, test_share, raters,
+    unseen_sources, keep_from, n_resamples, seed.
     """
     from puna.data.quality.train import TrainConfig, train_classifier
 
     cfg = config_of(TrainConfig, overrides)
     record = train_classifier(cfg, _examples(examples), out)
+    _print_record(record)
+    click.secho(f"\n{out}", fg="green")
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    """Print what a training has found."""
     texts, parts = record["data"]["texts"], record["data"]["parts"]
     click.echo(
         f"{texts['used']:,} of {texts['read']:,} texts ({texts['duplicates']:,} copies, "
         f"{texts['conflicts']:,} with contradicting labels, {texts['empty']:,} empty): "
         + ", ".join(f"{name} {n:,}" for name, n in parts.items())
     )
+    raters = record["data"]["raters"]
+    if raters.get("texts"):
+        click.echo("several raters: " + ", ".join(f"{k} {_cell(v)}" for k, v in raters.items()))
     for part, report in record["metrics"].items():
         click.secho(f"\n{part}", bold=True)
         _print_report(report)
@@ -91,6 +115,47 @@ def train(out: Path, overrides: tuple[str, ...], **examples: Any) -> None:
             f"  to keep {row['share']:>4.0%}: threshold {row['threshold']:.6g}, "
             f"precision {row['precision']:.3f}, recall {row['recall']:.3f}"
         )
+
+
+@classifier.command()
+@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_places("texts", "Texts that the teacher scores; they need no labels.")
+@click.option("--positive-label", help="For a model file of others with two labels: the good one.")
+@example_options
+def distil(
+    teacher: Path, out: Path, overrides: tuple[str, ...], texts: tuple[str, ...],
+    positive_label: str | None, **examples: Any,
+) -> None:  # fmt: skip
+    """Train a fast student, OUT, on what the classifier TEACHER says of --texts.
+
+    With labelled examples (given as for `train`), both are measured on them. Keys: those of
+    `train`; `kind=fasttext` or `kind=embedding` with a static embedder are fast.
+    """
+    from puna.core.errors import PunaError
+    from puna.data.quality.classifier import load_classifier
+    from puna.data.quality.distil import distil_classifier
+    from puna.data.quality.examples import Fields, read_place
+    from puna.data.quality.train import TrainConfig
+
+    cfg = config_of(TrainConfig, overrides)
+    if not texts:
+        raise PunaError("there is no text to learn from", "give --texts")
+    fields = Fields(text=examples["text_field"], source=examples["source_field"])
+    items = [item for place in texts for item in read_place(place, fields)]
+    given = any(examples[name] for name in ("positive", "negative", "label", "labelled", "scores"))
+    labelled = _examples(examples) if given else []
+    judged = load_classifier(teacher, positive_label)
+    record = distil_classifier(cfg, judged, items, out, labelled)
+    _print_record(record)
+    found = record["teacher"]
+    click.secho("\nstudent and teacher, on texts that the student has not seen", bold=True)
+    _print_report(found["agreement"])
+    _print_rows(found["agreement"].get("kept_by_both", []))
+    for name, report in found.get("reports", {}).items():
+        click.secho(f"\n{name}, on the labelled texts", bold=True)
+        _print_report(report)
     click.secho(f"\n{out}", fg="green")
 
 
@@ -168,7 +233,9 @@ def _print_report(report: dict[str, Any]) -> None:
             click.echo(f"  {name:<26}{_cell(value)}{span}")
     flat = {"confusion": report.get("confusion"), "bits per byte": report.get("bits_per_byte")}
     for name, counts in flat.items():
-        if counts and "rows" not in counts:
+        if counts and "rows" in counts:
+            _print_confusion(counts)
+        elif counts:
             click.echo(f"  {name:<26}" + ", ".join(f"{k} {_cell(v)}" for k, v in counts.items()))
     if "calibration" in report:
         click.echo(f"  {'calibration error':<26}{report['calibration']['ece']:.4f}")
@@ -176,6 +243,16 @@ def _print_report(report: dict[str, Any]) -> None:
     for key in ("labels", "sources"):
         if key in report:
             _print_rows(report[key])
+
+
+def _print_confusion(counts: dict[str, Any]) -> None:
+    """Print a matrix of true (rows) and predicted labels (columns)."""
+    rows = zip(counts["rows"], counts["docs"], strict=True)
+    _print_rows([
+        {"true / predicted": str(name)}
+        | {str(column): n for column, n in zip(counts["columns"], row, strict=True)}
+        for name, row in rows
+    ])  # fmt: skip
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

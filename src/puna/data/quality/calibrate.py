@@ -32,11 +32,13 @@ def fit_platt(margins: np.ndarray, is_positive: np.ndarray) -> dict[str, Any]:
 
     Args:
         margins: float64 [n].
-        is_positive: bool [n].
+        is_positive: bool [n], or a teacher's probabilities, float64 [n].
     """
-    n_pos = int(is_positive.sum())
+    n_pos = float(is_positive.sum())
     n_neg = len(is_positive) - n_pos
-    targets = np.where(is_positive, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2))
+    # for a probability: what the two smoothed targets are on average
+    high, low = (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2)
+    targets = is_positive * high + (1 - is_positive.astype(float)) * low
     centre, scale = float(margins.mean()), float(margins.std()) or 1.0
     x = np.stack([(margins - centre) / scale, np.ones_like(margins)], 1)
     w = np.array([0.0, np.log((n_pos + 1) / (n_neg + 1))])

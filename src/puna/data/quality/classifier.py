@@ -20,7 +20,9 @@ from puna.core.fsio import hash_file, hash_json
 from puna.core.registry import Registry
 from puna.data.kernels.buffers import Texts
 from puna.data.quality.calibrate import calibrated, softmax
+from puna.data.quality.embedded import load_head_model
 from puna.data.quality.fasttext_model import MODEL_FILE, load_fasttext
+from puna.data.quality.heads import HEAD_FILE
 from puna.data.quality.ngram import NGRAM_FILE, load_ngram
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ MODEL_KINDS.register(
     (MODEL_FILE, lambda path, p: load_fasttext(path, p["preparation"], p["max_bytes"])),
 )
 MODEL_KINDS.register("ngram", (NGRAM_FILE, lambda path, p: load_ngram(path, p["max_bytes"])))
+for _kind in ("embedding", "transformer", "lexical"):
+    MODEL_KINDS.register(_kind, (HEAD_FILE, load_head_model))
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,13 @@ def scalar(raw: np.ndarray, task: Task, labels: tuple[str, ...]) -> np.ndarray:
     """Reduce raw numbers to the one that is calibrated.
 
     Args:
-        raw: Logits per label, or bits per byte in a single column.
+        raw: Logits per label, or bits per byte, or (``score``) the grade in a single column.
         task: ``binary``: the margin of the positive over the negative label, or minus the bits per
             byte. ``score``: the expected grade.
         labels: Names of the labels in the order of ``raw``; grades are numbers.
     """
     if raw.shape[1] == 1:
-        return -raw[:, 0]
+        return raw[:, 0] if task == "score" else -raw[:, 0]
     if task == "score":
         return softmax(raw) @ np.array([float(label) for label in labels])
     return raw[:, 1] - raw[:, 0]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -21,12 +22,15 @@ from puna.data.engine.shards import list_shards, read_batches
 from puna.data.extract import extract
 from puna.data.kernels.buffers import texts_from
 from puna.data.kernels.minhash import normalised
+from puna.data.quality.raters import agreement, merge_ratings
 from puna.data.readers.records import BadRecord, UnusableError
 from puna.data.sources import list_source, open_source
 from puna.data.sources.files import FilesConfig
 from puna.data.stagework import documents_of
 
 POSITIVE, NEGATIVE = "positive", "negative"
+
+Rated = Literal["", "score", "label"]
 
 _BATCH_ROWS = 2048
 
@@ -40,12 +44,16 @@ class Fields:
         score: The teacher's score.
         id: The document's id, for scores without a text.
         source: The document's source; without it the folder or file names the source.
+        label: The label, of labelled records.
+        weight: How much a labelled or scored record counts; 1 without it.
     """
 
     text: str = "text"
     score: str = "score"
     id: str = "id"
     source: str = "source"
+    label: str = "label"
+    weight: str = "weight"
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Example:
         text: The text.
         label: Its label, or the empty string.
         score: The teacher's score, or NaN.
+        weight: How much it counts in training, beside the others.
+        shares: A teacher's share of each label, in the order of its labels; empty without one.
     """
 
     id: str
@@ -65,6 +75,8 @@ class Example:
     text: str
     label: str = ""
     score: float = float("nan")
+    weight: float = 1.0
+    shares: tuple[float, ...] = ()
 
 
 @dataclass
@@ -76,30 +88,40 @@ class Examples:
         keys: Hash of each normalised text (white space and case ignored), uint64 [n].
         counts: Texts read, ``empty``, ``duplicates`` and ``conflicts`` (the same text under
             several labels, or with scores that differ: none of them is used).
+        agreement: How well several raters of a text agree; empty unless they were merged.
     """
 
     items: list[Example]
     keys: np.ndarray
     counts: dict[str, int] = field(default_factory=dict)
+    agreement: dict[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Return a digest of the texts, labels, scores and sources."""
         digest = xxhash.xxh3_128()
         for item, key in zip(self.items, self.keys, strict=True):
             head = f"{key:016x}\0{item.label}\0{item.score!r}\0{item.source}\0"
+            if item.weight != 1 or item.shares:
+                head += f"{item.weight!r}\0{item.shares!r}\0"
             digest.update(head.encode())
             digest.update(item.text.encode())
         return digest.hexdigest()
 
 
 def read_place(
-    place: str, fields: Fields, *, label: str = "", with_score: bool = False
+    place: str, fields: Fields, *, label: str = "", rated: Rated = ""
 ) -> Iterator[Example]:
     """Read the texts of a place.
 
+    Args:
+        place: Files, or the folder of a finished stage.
+        fields: Names of the fields.
+        label: Label of all texts.
+        rated: Field that every record must have, beside its text: ``score`` or ``label``.
+
     Raises:
         PunaError: Nothing is there, a record is damaged (named with file and record), or a score
-            is missing or no number.
+            or label is missing or cannot be one.
     """
     path, sources = _parse(place)
     if (Path(path) / ARTIFACT_FILE).is_file():
@@ -108,7 +130,7 @@ def read_place(
         raise PunaError(f"{place}: only the folder of a finished stage has sources to choose from",
                         "leave out what follows the `@`")  # fmt: skip
     else:
-        yield from _read_files(path, fields, label, with_score)
+        yield from _read_files(path, fields, label, rated)
 
 
 def _parse(place: str) -> tuple[str, list[str]]:
@@ -132,8 +154,10 @@ def _read_stage(folder: Path, sources: list[str], label: str) -> Iterator[Exampl
                         f"its sources: {', '.join(sorted(seen))}")  # fmt: skip
 
 
-def _read_files(path: str, fields: Fields, label: str, with_score: bool) -> Iterator[Example]:
-    metadata = (fields.source, fields.score) if with_score else (fields.source,)
+def _read_files(path: str, fields: Fields, label: str, rated: Rated) -> Iterator[Example]:
+    metadata = (fields.source,)
+    if rated:
+        metadata += (fields.score if rated == "score" else fields.label, fields.weight)
     config = FilesConfig(
         name="examples", paths=(path,), text_field=fields.text, metadata_fields=metadata
     )
@@ -153,8 +177,14 @@ def _read_files(path: str, fields: Fields, label: str, with_score: bool) -> Iter
             source = record.metadata.get(fields.source)
             if not isinstance(source, str) or not source:
                 source = _source_of(item.path, base, is_record=record.record is not None)
-            score = _score(record.metadata, fields.score, where) if with_score else float("nan")
-            yield Example(record.path, source, text, label, score)
+            score, weight = float("nan"), 1.0
+            if rated == "score":
+                score = _score(record.metadata, fields.score, where)
+            elif rated == "label":
+                label = _label(record.metadata, fields.label, where)
+            if rated and record.metadata.get(fields.weight) is not None:
+                weight = _weight(record.metadata, fields.weight, where)
+            yield Example(record.path, source, text, label, score, weight)
 
 
 def _source_of(path: str, base: str, *, is_record: bool) -> str:
@@ -176,6 +206,26 @@ def _score(metadata: dict[str, object], name: str, where: str) -> float:
     return float(value)
 
 
+def _label(metadata: dict[str, object], name: str, where: str) -> str:
+    value = metadata.get(name)
+    text = "" if isinstance(value, bool | float) or value is None else str(value)
+    if not re.fullmatch(r"[^\s=]+", text):
+        shown = "missing" if name not in metadata else repr(value)
+        raise PunaError(
+            f"{where}: field {name!r} (label) is {shown}, not a word or a whole number",
+            "give every record a label without spaces, or name the field with --label-field",
+        )
+    return text
+
+
+def _weight(metadata: dict[str, object], name: str, where: str) -> float:
+    value = metadata[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+        raise PunaError(f"{where}: field {name!r} (weight) is {value!r}, not a number above 0",
+                        "correct it, or name another field with --weight-field")  # fmt: skip
+    return float(value)
+
+
 def join_scores(scores: str, documents: Sequence[str], fields: Fields) -> Iterator[Example]:
     """Give documents the scores that another file names by their id.
 
@@ -184,7 +234,7 @@ def join_scores(scores: str, documents: Sequence[str], fields: Fields) -> Iterat
     """
     by_id_fields = Fields(fields.id, fields.score, fields.id, fields.source)
     wanted = {
-        item.text.strip(): item.score for item in read_place(scores, by_id_fields, with_score=True)
+        item.text.strip(): item.score for item in read_place(scores, by_id_fields, rated="score")
     }
     for place in documents:
         for item in read_place(place, fields):
@@ -203,6 +253,7 @@ def gather(
     positive: Sequence[str] = (),
     negative: Sequence[str] = (),
     labels: Sequence[str] = (),
+    labelled: Sequence[str] = (),
     scores: Sequence[str] = (),
     documents: Sequence[str] = (),
     fields: Fields | None = None,
@@ -213,6 +264,7 @@ def gather(
         positive: Places of good texts.
         negative: Places of bad texts.
         labels: ``name=place`` of a classifier of several labels.
+        labelled: Places of records that hold their label.
         scores: Places of texts with scores, or of ids with scores.
         documents: Where the texts of ``scores`` are, if those are ids.
         fields: Names of the fields.
@@ -221,11 +273,11 @@ def gather(
         PunaError: Several kinds of examples, none, or a place that cannot be read.
     """
     fields = fields or Fields()
-    given = [bool(positive or negative), bool(labels), bool(scores)]
+    given = [bool(positive or negative), bool(labels), bool(labelled), bool(scores)]
     if sum(given) != 1:
         raise PunaError(
             "no examples are given" if not any(given) else "several kinds of examples are given",
-            "give --positive and --negative, or --label NAME=PLACE, or --scores",
+            "give --positive and --negative, or --label NAME=PLACE, or --labelled, or --scores",
         )
     named = [(POSITIVE, place) for place in positive]
     named += [(NEGATIVE, place) for place in negative]
@@ -236,20 +288,26 @@ def gather(
                             "write for example --label science=texts/science.jsonl")  # fmt: skip
         named.append((name, place))
     items = [item for name, place in named for item in read_place(place, fields, label=name)]
+    for place in labelled:
+        items += read_place(place, fields, rated="label")
     for place in scores:
         if documents:
             items += join_scores(place, documents, fields)
         else:
-            items += read_place(place, fields, with_score=True)
+            items += read_place(place, fields, rated="score")
     return items
 
 
-def distinct(items: Sequence[Example], *, last: Sequence[str] = ()) -> Examples:
+def distinct(
+    items: Sequence[Example], *, last: Sequence[str] = (), several_raters: bool = False
+) -> Examples:
     """Drop empty texts, copies, and texts with contradicting labels; order by the texts' hashes.
 
     Args:
         items: What was read.
         last: Sources whose copies of other sources' texts go (those held out as unseen).
+        several_raters: The records of one text are ratings, to be merged; only labels that tie are
+            contradictions.
     """
     filled = [item for item in items if item.text and not item.text.isspace()]
     keys: list[int] = []
@@ -266,11 +324,17 @@ def distinct(items: Sequence[Example], *, last: Sequence[str] = ()) -> Examples:
         groups.setdefault(keys[k], []).append(filled[k])
     kept, n_conflicts = [], 0
     for key, group in groups.items():
-        if len({(item.label, repr(item.score)) for item in group}) > 1:
+        merged: Example | None = group[0]
+        if several_raters:
+            merged = merge_ratings(group)
+        elif len({(item.label, repr(item.score)) for item in group}) > 1:
+            merged = None
+        if merged is None:
             n_conflicts += len(group)
         else:
-            kept.append((key, group[0]))
+            kept.append((key, merged))
     counts = {"read": len(items), "empty": len(items) - len(filled), "conflicts": n_conflicts,
               "duplicates": len(filled) - n_conflicts - len(kept), "used": len(kept)}  # fmt: skip
     kept_keys = np.array([key for key, _ in kept], np.uint64)
-    return Examples([item for _, item in kept], kept_keys, counts)
+    agreed = agreement(list(groups.values())) if several_raters else {}
+    return Examples([item for _, item in kept], kept_keys, counts, agreed)

@@ -61,7 +61,7 @@ def _all_features(
 
 @kernel
 def _learn(
-    hidden: Array, outputs: Array, target: Int, rate: Float, gradient: Array, scores: Array
+    hidden: Array, outputs: Array, shares: Array, rate: Float, gradient: Array, scores: Array
 ) -> Float:
     """Change ``outputs`` by one step, write the gradient of ``hidden``; return the loss."""
     n_labels, dim = outputs.shape
@@ -77,20 +77,24 @@ def _learn(
         scores[label] = np.exp(scores[label] - top)
         total += scores[label]
     gradient[:] = 0
+    loss = np.float32(0)
     for label in range(n_labels):
-        wanted = np.float32(1) if target == label else np.float32(0)
-        step = rate * (wanted - scores[label] / total)
+        p = scores[label] / total
+        step = rate * (shares[label] - p)
+        if shares[label] > 0:
+            loss -= shares[label] * np.log(max(p, np.float32(1e-30)))
         for c in range(dim):
             gradient[c] += step * outputs[label, c]
             outputs[label, c] += step * hidden[c]
-    return -np.log(max(scores[target] / total, np.float32(1e-30)))
+    return loss
 
 
 @kernel
 def _pass(
     ends: Array,
     features: Array,
-    targets: Array,
+    shares: Array,
+    weights: Array,
     order: Array,
     inputs: Array,
     outputs: Array,
@@ -115,7 +119,7 @@ def _pass(
                 hidden[c] += inputs[features[k], c]
         for c in range(dim):
             hidden[c] *= share
-        loss += _learn(hidden, outputs, targets[d], rate, gradient, scores)
+        loss += _learn(hidden, outputs, shares[d], rate * weights[d], gradient, scores)
         for c in range(dim):
             gradient[c] *= share
         for k in range(ends[d], ends[d + 1]):
@@ -136,12 +140,14 @@ def train_fasttext(
     min_count: int,
     n_buckets: int,
     seed: int,
+    weights: np.ndarray | None = None,
 ) -> tuple[bytes, list[float]]:
     """Train a classifier.
 
     Args:
         lines: Prepared texts.
-        targets: Number of the label of each, int64 [n_texts].
+        targets: Number of the label of each, int64 [n_texts], or the share of every label in each,
+            [n_texts, n_labels], rows adding up to 1.
         labels: Names of the labels.
         dim: Dimension of the vectors.
         epochs: Passes.
@@ -150,6 +156,7 @@ def train_fasttext(
         min_count: Rarer words are left out of the vocabulary.
         n_buckets: Hash buckets of the n-grams.
         seed: Seed of the initial vectors and of the order.
+        weights: How much each text counts, beside the others; by default all the same.
 
     Returns:
         The content of a fastText model file, and the mean loss of each pass (nats).
@@ -176,11 +183,15 @@ def train_fasttext(
     used[features] = True
     inputs[~used] = 0
     outputs = np.zeros((len(labels), dim), np.float32)
+    shares = targets if targets.ndim == 2 else np.eye(len(labels))[targets]
+    shares = fixed(shares.astype(np.float32))
+    scale = np.ones(len(lines)) if weights is None else weights / weights.mean()
+    scale = fixed(scale.astype(np.float32))
     losses = []
     for epoch in range(epochs):
         order = random.permutation(len(lines))
         at, end = (lr * (1 - done / epochs) for done in (epoch, epoch + 1))
-        loss = _pass(ends, features, targets, order, inputs, outputs, at, end)
+        loss = _pass(ends, features, shares, scale, order, inputs, outputs, at, end)
         if not np.isfinite(loss) or not np.isfinite(outputs).all():
             raise PunaError(f"the training diverged in pass {epoch + 1}", "lower `lr`")
         losses.append(float(loss))
@@ -189,7 +200,7 @@ def train_fasttext(
         "word_ngrams": word_ngrams, "loss": 3, "model": 3, "bucket": n_buckets, "minn": 0,
         "maxn": 0, "lr_update_rate": 100,
     }  # fmt: skip
-    counts = np.bincount(targets, minlength=len(labels))
+    counts = np.rint(shares.sum(0, dtype=np.float64)).astype(int)
     named = [
         (f"{LABEL_PREFIX}{name}".encode(), int(n)) for name, n in zip(labels, counts, strict=True)
     ]

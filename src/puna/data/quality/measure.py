@@ -263,8 +263,8 @@ def score_report(
         "docs": len(scores),
         "mean_absolute_error": float(np.abs(predicted - scores).mean()),
         "root_mean_squared_error": float(np.sqrt(((predicted - scores) ** 2).mean())),
-        "pearson": _json(_correlation(predicted, scores)),
-        "spearman": _json(_correlation(_ranks(predicted), _ranks(scores))),
+        "pearson": _json(correlation(predicted, scores)),
+        "spearman": _json(correlation(ranks(predicted), ranks(scores))),
         "grade_accuracy": float((grades == true_grades).mean()),
         "grades": {"rows": list(range(low, high + 1)), "columns": list(range(low, high + 1)),
                    "docs": table.reshape(n, n).tolist()},
@@ -280,13 +280,14 @@ def score_report(
     }  # fmt: skip
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
     """Return ranks; equal values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's correlation; NaN when one side does not vary."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 0 else float("nan")

@@ -11,21 +11,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xxhash
-from pydantic import Field, model_validator
 
 from puna.core.artifact import package_versions
-from puna.core.config import Config
 from puna.core.errors import PunaError
 from puna.core.fsio import commit_dir, hash_file, remove_tree, write_json
 from puna.core.version import VERSION
 from puna.data.kernels.buffers import texts_from
 from puna.data.quality import calibrate, measure
 from puna.data.quality.classifier import (
-    DEFAULT_MAX_BYTES,
     MODEL_KINDS,
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -35,58 +32,12 @@ from puna.data.quality.classifier import (
     scalar,
 )
 from puna.data.quality.examples import NEGATIVE, POSITIVE, Example, Examples, distinct
-from puna.data.quality.fasttext_train import train_fasttext
-from puna.data.quality.ngram import MAX_ORDER, save_ngram, train_ngram
-from puna.data.quality.prepare import Preparation, prepare
+from puna.data.quality.fit import Lesson, fit_model, grade_shares
+from puna.data.quality.settings import TrainConfig
 
 MIN_TRAIN_DOCS, MIN_HELDOUT_DOCS = 20, 5
 """Fewer texts of a label are refused (ours)."""
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-
-
-class TrainConfig(Config):
-    """How a classifier is trained and evaluated."""
-
-    kind: Literal["fasttext", "ngram"] = "fasttext"
-    """`fasttext`: words and word n-grams; `ngram`: a byte n-gram model of the positives."""
-    dim: int = Field(default=32, ge=2, le=1024)
-    """fastText: dimension of the vectors."""
-    epochs: int = Field(default=10, ge=1)
-    """fastText: passes over the training texts."""
-    lr: float = Field(default=0.5, gt=0)
-    """fastText: learning rate at the start; it falls to 0."""
-    word_ngrams: int = Field(default=2, ge=1, le=5)
-    """fastText: longest word n-gram."""
-    min_count: int = Field(default=3, ge=1)
-    """fastText: words that occur less often have no vector of their own."""
-    n_buckets: int = Field(default=2**18, ge=1)
-    """fastText: hash buckets of the word n-grams."""
-    order: int = Field(default=6, ge=2, le=MAX_ORDER)
-    """ngram: longest n-gram, bytes."""
-    preparation: Preparation = "words"
-    """fastText: what a text is turned into, `words` or (line ends become spaces only) `plain`."""
-    max_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=64)
-    """Bytes of each text that are looked at."""
-    calibration: calibrate.Method = "platt"
-    """Two classes: `platt` (keeps all differences) or `isotonic` (any shape, makes ties)."""
-    calibration_share: float = Field(default=0.15, gt=0, lt=0.5)
-    """Share of the texts that calibrates and sets thresholds."""
-    test_share: float = Field(default=0.2, gt=0, lt=0.5)
-    """Share of the texts that is only measured on."""
-    unseen_sources: tuple[str, ...] = ()
-    """Sources that are only measured on, and reported apart."""
-    keep_from: float = 3.0
-    """Scores: grade from which a text counts as good (3 in FineWeb-Edu)."""
-    n_resamples: int = Field(default=500, ge=0)
-    """Resamples of the bootstrap; 0 leaves the intervals out."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the division, the initial vectors, the order and the bootstrap."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrainConfig:
-        if self.calibration_share + self.test_share > 0.6:
-            raise ValueError("calibration_share and test_share leave less than 40 % for training")
-        return self
 
 
 @dataclass(frozen=True)
@@ -123,7 +74,9 @@ def divide(cfg: TrainConfig, examples: Examples) -> Parts:
     return Parts(train, calibration, test, np.flatnonzero(unseen))
 
 
-def train_classifier(cfg: TrainConfig, items: Sequence[Example], out: Path) -> dict[str, Any]:
+def train_classifier(
+    cfg: TrainConfig, items: Sequence[Example], out: Path, teacher: Classifier | None = None
+) -> dict[str, Any]:
     """Train, calibrate and measure a classifier, and write its folder.
 
     Examples with scores make a student of graded scores; with the labels ``positive`` and
@@ -134,6 +87,8 @@ def train_classifier(cfg: TrainConfig, items: Sequence[Example], out: Path) -> d
         cfg: The configuration.
         items: Labelled or scored texts.
         out: New folder.
+        teacher: Gives task and labels; the texts have its shares or scores
+            (:mod:`puna.data.quality.distil`).
 
     Returns:
         The record that ``classifier.json`` holds.
@@ -143,27 +98,27 @@ def train_classifier(cfg: TrainConfig, items: Sequence[Example], out: Path) -> d
     """
     if out.exists():
         raise PunaError(f"{out} exists already", "choose another folder, or remove it")
-    examples = distinct(items, last=cfg.unseen_sources)
+    examples = distinct(items, last=cfg.unseen_sources, several_raters=cfg.raters == "several")
     parts = divide(cfg, examples)
-    task, labels, targets = _targets(cfg, examples)
+    task, labels, targets = _targets(cfg, examples, teacher)
     _require_enough(task, labels, targets, parts)
     partial = out.with_name(f".{out.name}.partial")
     remove_tree(partial)
     partial.mkdir(parents=True)
-    model, parameters, losses = _fit(cfg, examples, parts, labels, targets)
+    fitted = fit_model(cfg, _lesson(examples, parts.train, task, labels, targets), partial)
     model_file = partial / MODEL_KINDS.get(cfg.kind)[0]
-    model_file.write_bytes(model)
+    model_file.write_bytes(fitted.content)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "kind": cfg.kind, "task": task, "labels": list(labels),
-        "parameters": parameters, "calibration": {"method": "none"},
+        "parameters": fitted.parameters, "calibration": {"method": "none"},
         "model_hash": hash_file(model_file), "config": cfg.model_dump(mode="json"),
-        "losses": losses, "data": _data_record(examples, parts),
+        "losses": [], **fitted.record, "data": _data_record(examples, parts),
         "code": {"puna": VERSION, "packages": package_versions()},
     }  # fmt: skip
     write_json(partial / RECORD_FILE, record)
     loaded = load_classifier(partial)
     raw = loaded.model.raw(texts_from([item.text for item in examples.items]))
-    record["calibration"] = _calibrate(cfg, task, labels, raw, targets, parts.calibration)
+    record["calibration"] = _calibrate(cfg, task, labels, raw, targets, examples, parts)
     judged = Classifier(loaded.model, task, labels, record["calibration"], "", record)
     record |= _thresholds(task, judged, raw, targets, parts)
     record["metrics"] = {
@@ -176,9 +131,30 @@ def train_classifier(cfg: TrainConfig, items: Sequence[Example], out: Path) -> d
     return record
 
 
-def _targets(cfg: TrainConfig, examples: Examples) -> tuple[Task, tuple[str, ...], np.ndarray]:
+def _lesson(
+    examples: Examples, rows: np.ndarray, task: Task, labels: tuple[str, ...], targets: np.ndarray
+) -> Lesson:
+    """Gather what the model learns from the rows of the training part."""
+    items = [examples.items[k] for k in rows]
+    wanted = targets[rows].astype(np.float64)
+    if task == "score":
+        shares = grade_shares(wanted, labels)
+    elif items[0].shares:
+        shares = np.array([item.shares for item in items])
+    else:
+        shares = np.eye(len(labels))[targets[rows]]
+    weights = np.array([item.weight for item in items])
+    return Lesson([item.text for item in items], task, labels, shares, wanted, weights)
+
+
+def _targets(
+    cfg: TrainConfig, examples: Examples, teacher: Classifier | None
+) -> tuple[Task, tuple[str, ...], np.ndarray]:
     """Return the task, its labels, and the number of each example's label (or its score)."""
     items = examples.items
+    if teacher is not None and teacher.task != "score":
+        chosen = np.array([int(np.argmax(item.shares)) for item in items], np.int64)
+        return teacher.task, teacher.labels, chosen
     names = sorted({item.label for item in items})
     if names == [""]:
         scores = np.array([item.score for item in items])
@@ -186,14 +162,14 @@ def _targets(cfg: TrainConfig, examples: Examples) -> tuple[Task, tuple[str, ...
         return "score", tuple(str(grade) for grade in grades), scores
     if set(names) <= {POSITIVE, NEGATIVE}:
         task: Task = "binary" if len(names) == 2 else "bits"
-        if task == "bits" and cfg.kind == "fasttext":
+        if task == "bits" and cfg.kind != "ngram":
             raise PunaError(f"all texts are {names[0]}", "give positives and negatives")
         labels: tuple[str, ...] = (NEGATIVE, POSITIVE)
     else:
         task, labels = "labels", tuple(names)
     if task == "labels" and (cfg.kind == "ngram" or len(labels) < 2):
         raise PunaError(f"{cfg.kind} cannot learn the labels {', '.join(labels)}",
-                        "give several labels with kind=fasttext")  # fmt: skip
+                        "give several labels with a kind other than ngram")  # fmt: skip
     return task, labels, np.array([labels.index(item.label) for item in items])
 
 
@@ -215,37 +191,16 @@ def _require_enough(task: Task, labels: tuple[str, ...], targets: np.ndarray, pa
                 )
 
 
-def _fit(
-    cfg: TrainConfig, examples: Examples, parts: Parts, labels: tuple[str, ...], targets: np.ndarray
-) -> tuple[bytes, dict[str, Any], list[float]]:
-    """Return the model file, the parameters that its use needs, and the losses."""
-    if cfg.kind == "ngram":
-        rows = [k for k in parts.train if examples.items[k].label == POSITIVE]
-        texts = texts_from([examples.items[k].text for k in rows])
-        model = train_ngram(texts, order=cfg.order, max_bytes=cfg.max_bytes)
-        return save_ngram(model), {"max_bytes": cfg.max_bytes, "order": cfg.order}, []
-    texts = texts_from([examples.items[k].text for k in parts.train])
-    lines = prepare(texts, cfg.preparation, cfg.max_bytes)
-    wanted = targets[parts.train]
-    if wanted.dtype == np.float64:  # scores: the nearest grade
-        grades = np.array([float(label) for label in labels])
-        wanted = np.abs(wanted[:, None] - grades).argmin(1)
-    content, losses = train_fasttext(
-        lines, wanted.astype(np.int64), labels, dim=cfg.dim, epochs=cfg.epochs, lr=cfg.lr,
-        word_ngrams=cfg.word_ngrams, min_count=cfg.min_count, n_buckets=cfg.n_buckets,
-        seed=cfg.seed,
-    )  # fmt: skip
-    return content, {"preparation": cfg.preparation, "max_bytes": cfg.max_bytes}, losses
-
-
 def _calibrate(
     cfg: TrainConfig,
     task: Task,
     labels: tuple[str, ...],
     raw: np.ndarray,
     targets: np.ndarray,
-    rows: np.ndarray,
+    examples: Examples,
+    parts: Parts,
 ) -> dict[str, Any]:
+    rows = parts.calibration
     if task == "bits":
         return {"method": "none"}
     if task == "labels":
@@ -253,6 +208,8 @@ def _calibrate(
     values = scalar(raw[rows], task, labels)
     if task == "score":
         return calibrate.fit_line(values, targets[rows])
+    if examples.items[0].shares:  # a teacher's probabilities
+        return calibrate.fit_platt(values, np.array([examples.items[k].shares[1] for k in rows]))
     fit = calibrate.fit_platt if cfg.calibration == "platt" else calibrate.fit_isotonic
     return fit(values, targets[rows] == 1)
 
@@ -277,6 +234,7 @@ def _data_record(examples: Examples, parts: Parts) -> dict[str, Any]:
     return {
         "digest": examples.digest(),
         "texts": examples.counts,
+        "raters": examples.agreement,
         "parts": {name: len(rows) for name, rows in vars(parts).items()},
         "sources": [
             {"source": source, "label": label, "docs": n}

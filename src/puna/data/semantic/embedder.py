@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -90,6 +91,26 @@ def digest_of(folder: Path) -> str:
     return hash_json(
         {path.relative_to(folder).as_posix(): hash_file(path) for path in files if path.is_file()}
     )
+
+
+def copy_settings(folder: Path, out: Path) -> None:
+    """Copy what an embedder needs beside its weights; files that are there already stay."""
+    for name in _FILES:
+        if (folder / name).is_file() and not (out / name).exists():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, out / name)
+
+
+def copy_embedder(folder: Path, out: Path) -> None:
+    """Copy an embedder to a new folder.
+
+    Raises:
+        PunaError: There is none.
+    """
+    for path in weight_files(folder):
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out / path.name)
+    copy_settings(folder, out)
 
 
 def load_embedder(

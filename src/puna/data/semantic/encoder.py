@@ -2,8 +2,7 @@
 
 The folder holds `config.json`, weights as safetensors and `tokenizer.json`; what it holds as code
 is not run. Pooling is that of `1_Pooling/config.json` (Reimers & Gurevych 2019, "Sentence-BERT"),
-the mean over tokens without it. The only module of the data layer that uses torch, when it is
-called.
+the mean over tokens without it. Uses torch when it is called.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class Encoder:
         order = sorted(range(len(passages)), key=lambda k: (len(passages[k]), k))
         with _threads(self.n_threads), torch.inference_mode():
             for batch in self._batches(passages, order):
-                out[batch] = self._states([passages[k] for k in batch]).float().cpu().numpy()
+                out[batch] = self.states([passages[k] for k in batch]).float().cpu().numpy()
         return unit_rows(out)
 
     def _batches(self, passages: list[list[int]], order: list[int]) -> Iterator[list[int]]:
@@ -85,8 +84,8 @@ class Encoder:
         if batch:
             yield batch
 
-    def _states(self, passages: list[list[int]]) -> torch.Tensor:
-        """Return pooled states [n, dim]."""
+    def states(self, passages: list[list[int]]) -> torch.Tensor:
+        """Return pooled states [n, dim] of one batch, with gradients where they are wanted."""
         import torch
 
         lengths = [len(ids) for ids in passages]
