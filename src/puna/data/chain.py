@@ -13,9 +13,18 @@ DATA_STAGES = (
     "data.dedup",
     "data.semantic",
     "data.quality",
+    "data.substrings",
     "data.decontaminate",
     "data.split",
+    "data.compose",
 )
+"""Passages are cut (`data.substrings`) when no stage drops documents for what they are any more, as
+a document that goes later would take the only copy of a passage with it; decontamination sees the
+texts as they are trained on."""
+
+
+CORPUS_STAGES = ("data.compose", "data.split")
+"""Stages that leave the final corpus, the last first; a recipe may end with the split."""
 
 
 def before(stage: str) -> str:

@@ -88,7 +88,7 @@ def top_lines(
     order = [ibis.desc("n"), ibis.asc("key")]
     table = engine.collect(frequent.order_by(order).limit(TOP_LINES), ["n", "key"])
     rows = sorted(table.to_pylist(), key=lambda row: (-row["n"], row["key"]))
-    holders = _documents(documents, sorted({row["first"] for row in rows}))
+    holders = numbered_documents(documents, sorted({row["first"] for row in rows}))
     found = []
     for row in rows:
         identifier, content = holders[row["first"]]
@@ -109,7 +109,7 @@ def _find(lines: LineTable, key: np.uint64) -> tuple[str, tuple[int, int]]:
     return unit, (int(lines.starts[place[0]]), int(lines.starts[place[-1] + 1]))
 
 
-def _documents(folder: Path, nodes: list[int]) -> dict[int, tuple[str, str]]:
+def numbered_documents(folder: Path, nodes: list[int]) -> dict[int, tuple[str, str]]:
     """Read some documents by their number in the dataset: id and text. Row groups are read once."""
     found: dict[int, tuple[str, str]] = {}
     for shard in list_shards(folder):

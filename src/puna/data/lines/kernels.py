@@ -316,10 +316,25 @@ def _cut(
     return out, offsets, n_cut
 
 
+def without_pieces(
+    texts: Texts, starts: np.ndarray, cut: np.ndarray, doc_pieces: np.ndarray
+) -> tuple[Texts, np.ndarray]:
+    """Return the texts without some of their pieces, and the number cut from each (int32).
+
+    Args:
+        texts: The batch.
+        starts: int64 [n + 1]; piece ``k`` is ``data[starts[k]:starts[k + 1]]``.
+        cut: bool [n]; the pieces to leave out.
+        doc_pieces: int64 [n_docs + 1]; document ``d`` is the pieces ``doc_pieces[d]`` to
+            ``doc_pieces[d + 1]``.
+    """
+    out, offsets, n_cut = _cut(texts.data, starts, doc_pieces, cut)
+    return Texts(fixed(out), fixed(offsets)), n_cut
+
+
 def without_lines(texts: Texts, lines: LineTable, cut: np.ndarray) -> tuple[Texts, np.ndarray]:
     """Return the texts without the marked lines, and the number of lines cut from each (int32)."""
-    out, offsets, n_cut = _cut(texts.data, lines.starts, lines.doc_lines, cut)
-    return Texts(fixed(out), fixed(offsets)), n_cut
+    return without_pieces(texts, lines.starts, cut, lines.doc_lines)
 
 
 @kernel

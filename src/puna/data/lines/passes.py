@@ -247,7 +247,7 @@ class CutKernel:
         verdict = self._judge(left, n_cut, alive, sources)
         arrays = [
             *verdict,
-            _strings(left),
+            strings_of(left),
             pa.array(n_cut, pa.int32()),
             pa.array(n_repetitive, pa.int32()),
             pa.array(sizes[0] - sizes[1], pa.int64()),
@@ -311,7 +311,7 @@ class CutKernel:
         ]
 
 
-def _strings(texts: Texts) -> pa.Array:
+def strings_of(texts: Texts) -> pa.Array:
     """Return texts as an Arrow array that shares their memory."""
     buffers = [None, pa.py_buffer(texts.offsets), pa.py_buffer(texts.data)]
     return pa.Array.from_buffers(pa.large_string(), len(texts), buffers)
