@@ -61,6 +61,8 @@ def collect_data(
     Raises:
         PunaError: There is no such run, or no data stage of it is finished.
     """
+    import puna.data.quality.decide  # noqa: F401 - registers the reasons of data.quality
+
     stages = open_run(run_dir)
     flow = funnel(run_dir)
     sections = []
@@ -303,6 +305,6 @@ def _corpora(stages: list[DataStage], settings: Settings) -> dict[str, Any]:
         "before_stage": first.name,
         "after_stage": last.name,
         "before": before.to_json(),
-        "after": None if after is None else after.to_json(),
+        "after": None if after is None else after.to_json(before),
         "lengths": length_chart(before, after),
     }

@@ -53,8 +53,12 @@ class Corpus:
             for table in _texts(stage, sample):
                 self.sampled.add(table)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers; without a document the means are None."""
+    def to_json(self, before: Corpus | None = None) -> dict[str, Any]:
+        """Return the numbers; without a document the means are None.
+
+        Args:
+            before: What is most frequent there is listed, too, so that it can be compared.
+        """
         n, sizes = len(self.sizes), self.sizes
         quantiles = np.quantile(sizes, [0.1, 0.5, 0.9]).tolist() if n else [None] * 3
         return {
@@ -67,8 +71,8 @@ class Corpus:
             "by_source": {name: {"docs": docs, "bytes": size}
                           for name, (docs, size) in self.sources.items()},
             "n_domains": len(self.hosts),
-            "domains": _most(self.hosts, n),
-            "sample": self.sampled.to_json(),
+            "domains": _most(self.hosts, n, before and before.hosts),
+            "sample": self.sampled.to_json(before and before.sampled),
         }  # fmt: skip
 
 
@@ -90,9 +94,20 @@ def _hosts(table: pa.Table) -> dict[str, int]:
     return found
 
 
-def _most(counts: Counter[str], total: int) -> list[dict[str, Any]]:
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_LISTED]
-    return [{"name": name, "docs": n, "share": n / total} for name, n in ranked]
+def _most(
+    counts: Counter[str], total: int, before: Counter[str] | None = None
+) -> list[dict[str, Any]]:
+    """List what is most frequent here or before, the most frequent here first."""
+    names = {*_ranked(counts)[:_MAX_LISTED], *_ranked(before or Counter())[:_MAX_LISTED]}
+    ordered = sorted(names, key=lambda name: (-counts[name], name))
+    return [
+        {"name": name, "docs": counts[name], "share": counts[name] / max(total, 1)}
+        for name in ordered
+    ]
+
+
+def _ranked(counts: Counter[str]) -> list[str]:
+    return sorted(counts, key=lambda name: (-counts[name], name))
 
 
 def _texts(stage: DataStage, sample: Sample) -> list[pa.Table]:
@@ -148,7 +163,7 @@ class _Measures:
             self._distinct.append(len(set(self._words[:SEGMENT_WORDS])))
             del self._words[:SEGMENT_WORDS]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, before: _Measures | None) -> dict[str, Any]:
         """Return the measures; None for those that need more text."""
         n = max(self.n_docs, 1)
         copies = sum(count - 1 for count in self._texts.values())
@@ -160,8 +175,8 @@ class _Measures:
             "copies_share": copies / n,
             "code_docs": sum(self.code.values()),
             "code_share": sum(self.code.values()) / n,
-            "code_languages": _most(self.code, n),
-            "languages": _most(self.languages, n),
+            "code_languages": _most(self.code, n, before and before.code),
+            "languages": _most(self.languages, n, before and before.languages),
         }
 
 

@@ -14,7 +14,7 @@ N_COLOURS = 8
 _TIME_UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
 CHAR_WIDTH = 6.6
 """Pixels of an average character at the size of chart text, on the safe side."""
-_BOLD_CHAR_WIDTH = 7.6
+BOLD_CHAR_WIDTH = 7.6
 
 
 def figure(name: str, draw: Callable[[float, str], Svg]) -> Markup:
@@ -44,7 +44,7 @@ def shorten(text: str, width: float) -> str:
 
 def fits(text: str, width: float) -> bool:
     """Tell whether a bold text fits into a bar, with some air on both sides."""
-    return _BOLD_CHAR_WIDTH * len(text) + 18 < width
+    return BOLD_CHAR_WIDTH * len(text) + 18 < width
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from puna.ui.report.charts.frame import CHAR_WIDTH, shorten
+from puna.ui.report.charts.frame import BOLD_CHAR_WIDTH, CHAR_WIDTH, shorten
 from puna.ui.report.svg import Svg, nice_ticks, tick_text
 
 CARD_WIDTH = 336.0
 _HEIGHT, _TOP, _FOOT = 142.0, 18.0, 22.0
 _BAR = 9.0
+_CUT = 3.0
 Group = tuple[str, str, str]
 """Key of the counts, class of the colour, what it is called."""
 
@@ -43,7 +44,8 @@ def draw_histogram(
     n = len(edges) - 1
     bars = [np.asarray(counted["counts"][key], np.float64) for key, _, _ in groups]
     total = np.sum(bars, axis=0)
-    most = max(float(total.max()), *counted["counts"].get(outline, [0]), 1.0)
+    drawn = np.maximum(total, counted["counts"][outline]) if outline is not None else total
+    most = _most_shown(drawn)
     svg = Svg(width, _HEIGHT, title, _describe(counted, groups, marks), name)
     bottom, per_bin = _HEIGHT - _FOOT, width / n
     scale = (bottom - _TOP - 6) / most
@@ -56,21 +58,53 @@ def draw_histogram(
     for (_, cls, what), counts in zip(groups, bars, strict=True):
         for index in np.flatnonzero(counts).tolist():
             height = max(counts[index] * scale, 1.2)
-            y = bottom - below[index] - height
+            y = max(bottom - below[index] - height, _TOP)
+            height = bottom - below[index] - y
             below[index] += height
             tip = f"{_range_text(counted, index)}: {int(counts[index]):,} {what}"
             svg.rect(index * per_bin + 0.5, y, max(per_bin - 1, 1), height, f"fill {cls}", tip=tip)
     if outline is not None:
         svg.path(_steps(counted["counts"][outline], per_bin, bottom, scale), "line strong-line c0")
     svg.line((0, bottom), (width, bottom), "axis")
-    svg.text(0, 11, f"{int(most):,}", "t muted num")
+    _label_tallest(svg, drawn, most, per_bin, bottom - scale * min(drawn.max(), most), width)
     _draw_ticks(svg, counted["scale"], edges, place, width, bottom)
-    for value, side in marks:
-        x = _line_at(value, side, counted["scale"], place)
-        svg.line((x, _TOP - 3), (x, bottom), "fault")
-        anchor = "end" if x > width * 0.75 else "start" if x < width * 0.25 else "middle"
-        svg.text(x, 11, tick_text(value), "t fault-text num", text_anchor=anchor)
+    _draw_marks(svg, [(v, _line_at(v, side, counted["scale"], place)) for v, side in marks], bottom)
     return svg
+
+
+def _most_shown(counts: np.ndarray) -> float:
+    """Return the count at full height; one bin far above all others is cut off at the top."""
+    largest, second = np.sort(np.append(counts, [0.0, 0.0]))[::-1][:2].tolist()
+    return max(_CUT * second if largest > _CUT * second > 0 else largest, 1.0)
+
+
+def _label_tallest(
+    svg: Svg, counts: np.ndarray, most: float, per_bin: float, y: float, width: float
+) -> None:
+    """Write the largest count beside its bar; a bar that is cut off has a gap near its top."""
+    index = int(counts.argmax())
+    left, right = index * per_bin, (index + 1) * per_bin
+    if counts[index] > most:
+        svg.path(f"M{left:.1f},{_TOP + 12:.1f}L{right:.1f},{_TOP + 7:.1f}", "gap")
+    text = f"{int(counts[index]):,}"
+    if right + CHAR_WIDTH * len(text) + 4 < width:
+        svg.text(right + 4, y + 10, text, "t muted num")
+    else:
+        svg.text(left - 4, y + 10, text, "t muted num", text_anchor="end")
+
+
+def _draw_marks(svg: Svg, marks: Sequence[tuple[float, float]], bottom: float) -> None:
+    """Draw thresholds as lines with their values above, which stay apart and inside."""
+    ordered = sorted(marks, key=lambda mark: mark[1])
+    end = -math.inf
+    for value, x in ordered:
+        svg.line((x, _TOP - 3), (x, bottom), "fault")
+        text = tick_text(value)
+        size = BOLD_CHAR_WIDTH * len(text)
+        left = min(max(x - size / 2, 0.0), svg.width - size)
+        left = max(left, end + 5)
+        svg.text(left, 11, text, "t fault-text num")
+        end = left + size
 
 
 def _line_at(
