@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from puna.core.errors import PunaError
 from puna.data.chain import DATA_STAGES
@@ -122,15 +123,17 @@ def _measured(stage: DataStage, sample: Sample | None) -> tuple[Measured, list[s
         return Measured(column_signals(stage, sample), []), []
     try:
         return _MEASURE[stage.name](stage, sample), []
-    except (PunaError, ValueError) as error:  # pydantic's: a filter that is not registered here
-        why = error.message if isinstance(error, PunaError) else str(error).splitlines()[-1].strip()
-        return nothing, [f"Signals could not be measured: {why}"]
+    except PunaError as error:
+        why = error.message
+    except ValidationError as error:  # a filter of a plugin that is not installed here
+        why = error.errors(include_url=False)[0]["msg"]
+    return nothing, [f"Signals could not be measured: {why}"]
 
 
 def _about(stage: DataStage, sample: Sample, measured: Measured) -> dict[str, Any]:
     """Describe the sample; tell whether measuring anew gave the verdicts of the run."""
     reasons = sample.rows["reason"].to_pylist()
-    about = {
+    about: dict[str, Any] = {
         "docs": sample.rows.num_rows,
         "of": sample.n_docs,
         "kept": int(sample.kept.sum()),

@@ -71,8 +71,8 @@ class Corpus:
             "by_source": {name: {"docs": docs, "bytes": size}
                           for name, (docs, size) in self.sources.items()},
             "n_domains": len(self.hosts),
-            "domains": _most(self.hosts, n, before and before.hosts),
-            "sample": self.sampled.to_json(before and before.sampled),
+            "domains": _most(self.hosts, n, None if before is None else before.hosts),
+            "sample": self.sampled.to_json(None if before is None else before.sampled),
         }  # fmt: skip
 
 
@@ -175,8 +175,8 @@ class _Measures:
             "copies_share": copies / n,
             "code_docs": sum(self.code.values()),
             "code_share": sum(self.code.values()) / n,
-            "code_languages": _most(self.code, n, before and before.code),
-            "languages": _most(self.languages, n, before and before.languages),
+            "code_languages": _most(self.code, n, None if before is None else before.code),
+            "languages": _most(self.languages, n, None if before is None else before.languages),
         }
 
 
