@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from puna.core.artifact import Artifact
 from puna.core.errors import PunaError
-from puna.data.chain import DATA_STAGES
+from puna.data.chain import CORPUS_STAGES
 from puna.data.engine.shards import list_shards, read_columns
 from puna.data.engine.shardwork import open_schema
 from puna.data.flow import finished
@@ -142,7 +142,7 @@ def _fate(stage: str, place: str, row: dict[str, Any]) -> Fate:
     if place == REJECTED_DIR:
         meaning = meaning_of(row["reason"])
         return Fate(outcome="rejected", stage=stage, meaning=meaning, **row)
-    outcome = "kept" if stage == DATA_STAGES[-1] else "waiting"
+    outcome = "kept" if stage in CORPUS_STAGES else "waiting"
     return Fate(outcome=outcome, stage=stage, **row)
 
 

@@ -1,4 +1,4 @@
-"""Reading the documents that ``data.split`` leaves, piece by piece."""
+"""Reading the documents that ``data.split`` or ``data.compose`` leaves, piece by piece."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ class Piece:
         row_group: Number of the row group in it.
         n_rows: Its documents.
         n_bytes: Size of its texts, not compressed.
+        has_repeat: Whether the file says how often each document is read (column ``repeat``).
     """
 
     path: Path
     row_group: int
     n_rows: int
     n_bytes: int
+    has_repeat: bool = False
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield the rows in batches of about 8 MiB of text.
@@ -79,7 +81,7 @@ def document_pieces(folder: Path) -> list[Piece]:
             group = metadata.row_group(index)
             n_bytes = group.column(text).total_uncompressed_size
             if group.num_rows:
-                pieces.append(Piece(path, index, group.num_rows, n_bytes))
+                pieces.append(Piece(path, index, group.num_rows, n_bytes, "repeat" in names))
     return pieces
 
 

@@ -24,16 +24,17 @@ class EncodeConfig(EngineConfig):
 
 @stage(
     "tokens.encode",
-    needs={"documents": "data.split", "tokenizer": "tokens.train"},
+    needs={"documents": "data.compose|tokens.count|data.split", "tokenizer": "tokens.train"},
     resumable=True,
 )
 def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Tokenise all documents into shards per split and source.
 
     Workers encode row groups of the document shards into chunks; the end sorts the documents of
-    each split and source by id and counts everything again. A killed attempt continues at the first
-    row group without a chunk. The shards are the same for any number of workers. Memory holds one
-    batch of text per worker and 60 bytes per document.
+    each split and source by id and counts everything again. A document that a pass reads several
+    times (column ``repeat`` of ``data.compose``) is encoded once; ``repeats.npy`` tells the loader.
+    A killed attempt continues at the first row group without a chunk. The shards are the same for
+    any number of workers. Memory holds one batch of text per worker and 60 bytes per document.
 
     Raises:
         PunaError: A document shard or the tokenizer is damaged, a document has an unknown split or

@@ -24,6 +24,7 @@ from puna.tokens.shards import (
     INDEX_SCHEMA_VERSION,
     N_BYTES_FILE,
     OFFSETS_FILE,
+    REPEATS_FILE,
     SPLITS,
     TOKENS_FILE,
     TokenShards,
@@ -45,6 +46,7 @@ class _Group:
     start: np.ndarray
     n_tokens: np.ndarray
     n_bytes: np.ndarray
+    repeat: np.ndarray
 
 
 def publish(
@@ -60,7 +62,8 @@ def publish(
 
     Returns:
         ``docs``, ``tokens``, ``bytes``, ``bytes_per_token``, ``ids_digest`` and the same per split
-        and source under ``splits``.
+        and source under ``splits``, there with ``tokens_read``: tokens of one pass, repetitions
+        counted.
 
     Raises:
         PunaError: Two documents have the same id.
@@ -107,6 +110,7 @@ def _summary(counts: dict[str, Any]) -> dict[str, Any]:
     return {
         "docs": counts["n_docs"],
         "tokens": n_tokens,
+        "tokens_read": counts.get("n_tokens_read", n_tokens),
         "bytes": n_bytes,
         "bytes_per_token": n_bytes / n_tokens if n_tokens else None,
     }
@@ -139,10 +143,10 @@ def _gather(
             starts = ends - arrays["n_tokens"]
             chunk = np.full(int(mine.sum()), number, np.int64)
             parts.append((arrays["id"][mine], chunk, starts[mine], arrays["n_tokens"][mine],
-                          arrays["n_bytes"][mine]))  # fmt: skip
+                          arrays["n_bytes"][mine], arrays["repeat"][mine]))  # fmt: skip
     if not parts:
         none = np.empty(0, np.int64)
-        return _Group(np.empty(0, "S32"), none, none, none, none)
+        return _Group(np.empty(0, "S32"), none, none, none, none, np.empty(0, np.int32))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0], kind="stable")
     return _Group(*(column[order] for column in columns))
@@ -169,12 +173,17 @@ def _write_group(
                 block = chunk(number)[first : min(end, first + _BLOCK_TOKENS)].tobytes()
                 digest.update(block)
                 file.write(block)
-    return {
+    entry = {
         "n_docs": len(group.ids),
         "n_tokens": int(offsets[-1]),
         "n_bytes": int(group.n_bytes.sum()),
         "xxh3_128": digest.hexdigest(),
     }
+    if (group.repeat != 1).any():  # else the shard is the one of documents without repetition
+        np.save(folder / REPEATS_FILE, group.repeat.astype(np.int32), allow_pickle=False)
+        entry["n_tokens_read"] = int((group.n_tokens * group.repeat.astype(np.int64)).sum())
+        entry["repeats_xxh3_128"] = xxhash.xxh3_128_hexdigest(group.repeat.astype(np.int32).data)
+    return entry
 
 
 def _runs(group: _Group) -> Iterable[tuple[int, int, int]]:

@@ -3,7 +3,7 @@
 A chunk is a folder that appears as a whole::
 
     tokens.bin      ids of its documents in the order of the rows
-    documents.npz   ids (S32), group (number in state.json), n_tokens, n_bytes of each document
+    documents.npz   ids (S32), group (number in state.json), n_tokens, n_bytes, repeat per document
     state.json      groups ([split, source]) and sums
 """
 
@@ -51,7 +51,10 @@ class Unit:
 def load_state(unit: Unit) -> dict[str, Any] | None:
     """Return the sums of a chunk that an earlier attempt has finished, else None."""
     path = unit.chunk / STATE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    state = json.loads(path.read_text(encoding="utf-8"))
+    return state if "n_reads" in state else None  # a chunk of a version without repetitions
 
 
 @cache
@@ -69,7 +72,8 @@ def encode_unit(unit: Unit) -> dict[str, Any]:
         unit: What to encode, with what, to where.
 
     Returns:
-        What ``state.json`` holds: ``groups``, ``n_docs``, ``n_tokens``, ``n_bytes``, ``seconds``.
+        What ``state.json`` holds: ``groups``, ``n_docs``, ``n_tokens``, ``n_bytes``, ``n_reads``,
+        ``seconds``.
 
     Raises:
         PunaError: The file is damaged, or a document has an unknown split or a strange id.
@@ -83,9 +87,12 @@ def encode_unit(unit: Unit) -> dict[str, Any]:
     remove_tree(partial)
     partial.mkdir()
     groups: dict[tuple[str, str], int] = {}
-    columns: dict[str, list[np.ndarray]] = {"id": [], "group": [], "n_tokens": [], "n_bytes": []}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("id", "group", "n_tokens", "n_bytes", "repeat")
+    }
+    wanted = ("id", "source", "split", "text", *(["repeat"] if unit.piece.has_repeat else []))
     with (partial / TOKENS_FILE).open("wb") as file:
-        for batch in unit.piece.batches(("id", "source", "split", "text")):
+        for batch in unit.piece.batches(wanted):
             texts = texts_of(batch.column("text"))
             ids, n_tokens = tokenizer.encode_documents(texts)
             file.write(ids.astype(dtype).data)
@@ -93,6 +100,7 @@ def encode_unit(unit: Unit) -> dict[str, Any]:
             columns["group"].append(_group_numbers(batch, groups, unit.piece.path))
             columns["n_tokens"].append(n_tokens)
             columns["n_bytes"].append(np.diff(texts.offsets))
+            columns["repeat"].append(_repeats(batch, unit.piece.path))
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     np.savez(partial / DOCUMENTS_FILE, allow_pickle=False, **arrays)
     state = {
@@ -100,6 +108,7 @@ def encode_unit(unit: Unit) -> dict[str, Any]:
         "n_docs": len(arrays["id"]),
         "n_tokens": int(arrays["n_tokens"].sum()),
         "n_bytes": int(arrays["n_bytes"].sum()),
+        "n_reads": int(arrays["repeat"].sum()),
         "seconds": time.monotonic() - start_s,
     }
     write_json(partial / STATE_FILE, state)
@@ -114,6 +123,25 @@ def _document_ids(column: pa.Array, path: Path) -> np.ndarray:
             raise PunaError(f"{path}: document id {document_id!r} is not 1 to 32 ASCII characters",
                             "use ids as data.ingest makes them")  # fmt: skip
     return np.array(ids, dtype=f"S{_MAX_ID_BYTES}")
+
+
+def _repeats(batch: pa.RecordBatch, path: Path) -> np.ndarray:
+    """Return how often each document is read in a pass; once, when there is no such column."""
+    if "repeat" not in batch.schema.names:
+        return np.ones(batch.num_rows, np.int32)
+    repeats = np.array([times or 0 for times in batch.column("repeat").to_pylist()], np.int64)
+    splits = batch.column("split").to_pylist()
+    for row in np.flatnonzero((repeats < 1) | (repeats > np.iinfo(np.int32).max)):
+        raise PunaError(f"{path}: document {batch.column('id')[row].as_py()} has the repetition "
+                        f"{batch.column('repeat')[row].as_py()}, not a whole number of at least 1",
+                        "run data.compose again")  # fmt: skip
+    for row in np.flatnonzero((repeats > 1) & (np.array(splits) == SPLITS[1])):
+        raise PunaError(
+            f"{path}: document {batch.column('id')[row].as_py()} is held out and has the "
+            f"repetition {repeats[row]}",
+            "held-out documents are read once; run data.compose again",
+        )
+    return repeats.astype(np.int32)
 
 
 def _group_numbers(

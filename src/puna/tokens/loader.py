@@ -90,8 +90,8 @@ class PackedLoader:
     Args:
         folder: Output of the stage ``tokens.encode``.
         split: ``train`` or ``heldout``.
-        weights: Source -> weight on any scale, 0 leaves a source out; None weighs sources by their
-            tokens.
+        weights: Source -> weight on any scale, 0 leaves a source out; None weighs sources by the
+            tokens of a pass, repeated documents counted each time.
         seq_len: Tokens of a row, T.
         global_batch: Rows of a step over all ranks, B.
         seed: Decides the order of the documents.
@@ -116,7 +116,8 @@ class PackedLoader:
         self.split, self.seq_len, self.seed = split, seq_len, seed
         self._weights = None if weights is None else dict(weights)
         self._n_rows = global_batch
-        n_tokens = {name: c["n_tokens"] for name, c in self.shards.counts(split).items()}
+        counts = self.shards.counts(split)
+        n_tokens = {name: c.get("n_tokens_read", c["n_tokens"]) for name, c in counts.items()}
         shares = check_weights(weights, n_tokens, f"{folder}/{split}")
         self._assignment = Assignment(shares)
         self.weights: dict[str, float] = {name: float(share) for name, share in shares.items()}

@@ -1,8 +1,9 @@
 """Packing one source: its documents, shuffled in each epoch, laid end to end and cut into rows.
 
 The source is an endless stream of tokens: all documents in the order of epoch 0, then all in the
-order of epoch 1, and so on. Row m holds the tokens [m*T, (m+1)*T) of that stream, so any row is
-found without the rows before it, no token is dropped and none is padding.
+order of epoch 1, and so on. A document that is to be repeated stands ``repeats`` times in each
+epoch, its copies shuffled like other documents. Row m holds the tokens [m*T, (m+1)*T) of that
+stream, so any row is found without the rows before it, no token is dropped and none is padding.
 
 A document may run over the border of a row. Its continuation starts a segment of its own in the
 next row, with positions from 0: attention cannot reach into the other row, so positions that go on
@@ -67,15 +68,16 @@ class SourceStream:
             raise ValueError(f"source {shard.source} has no tokens")
         self.shard, self.seq_len, self.seed = shard, seq_len, seed
         self._lengths = np.diff(shard.offsets)
+        self._n_tokens = shard.n_tokens_read
         self._orders: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def epochs(self, n_rows: int) -> float:
         """Return how often ``n_rows`` rows pass over the source."""
-        return n_rows * self.seq_len / self.shard.n_tokens
+        return n_rows * self.seq_len / self._n_tokens
 
     def segments(self, row: int) -> Iterator[Segment]:
         """Yield the segments of a row in order; together they hold exactly ``seq_len`` tokens."""
-        epoch, at = divmod(row * self.seq_len, self.shard.n_tokens)
+        epoch, at = divmod(row * self.seq_len, self._n_tokens)
         order, starts = self._order(epoch)
         # the last document that starts at or before `at`; empty documents do not exist (bos + eos)
         index = int(np.searchsorted(starts, at, side="right")) - 1
@@ -104,7 +106,12 @@ class SourceStream:
         """Return the documents of an epoch in order, and where each starts in the epoch."""
         found = self._orders.get(epoch)
         if found is None:
-            order = shuffled(self.shard.n_docs, self.seed, self.shard.source, epoch)
+            repeats = self.shard.repeats
+            if repeats is None:
+                order = shuffled(self.shard.n_docs, self.seed, self.shard.source, epoch)
+            else:
+                copies = np.repeat(np.arange(self.shard.n_docs), repeats)
+                order = copies[shuffled(len(copies), self.seed, self.shard.source, epoch)]
             ends = np.cumsum(self._lengths[order])
             found = (order, ends - self._lengths[order])
             self._orders[epoch] = found

@@ -7,18 +7,20 @@
     <split>/<source>/offsets.npy     int64 [n_docs+1], start of each document in tokens.bin
     <split>/<source>/ids.npy         S32 [n_docs], document ids, ascending
     <split>/<source>/n_bytes.npy     int64 [n_docs], UTF-8 bytes of each document's text
+    <split>/<source>/repeats.npy     int32 [n_docs], how often a pass reads each document; only when
+                                     the index has n_tokens_read (tokens of a pass, copies counted)
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from puna.core.errors import PunaError
 from puna.core.fsio import hash_json
@@ -28,6 +30,7 @@ TOKENS_FILE = "tokens.bin"
 OFFSETS_FILE = "offsets.npy"
 IDS_FILE = "ids.npy"
 N_BYTES_FILE = "n_bytes.npy"
+REPEATS_FILE = "repeats.npy"
 SPLITS = ("train", "heldout")
 INDEX_SCHEMA_VERSION = 1
 
@@ -65,6 +68,7 @@ class SourceShard:
         offsets: Start of each document in ``tokens``, and the end of the last.
         ids: Document ids, S32.
         n_bytes: UTF-8 bytes of each document's text.
+        repeats: How often a pass over the source reads each document; None: each once.
     """
 
     source: str
@@ -73,6 +77,7 @@ class SourceShard:
     offsets: Int64[np.ndarray, " n_docs+1"]
     ids: np.ndarray
     n_bytes: Int64[np.ndarray, " n_docs"]
+    repeats: Int32[np.ndarray, " n_docs"] | None = None
 
     @property
     def n_docs(self) -> int:
@@ -83,6 +88,13 @@ class SourceShard:
     def n_tokens(self) -> int:
         """Number of tokens, with the begin and end token of each document."""
         return len(self.tokens)
+
+    @property
+    def n_tokens_read(self) -> int:
+        """Tokens of one pass over the source: those of a repeated document count each time."""
+        if self.repeats is None:
+            return self.n_tokens
+        return int((np.diff(self.offsets) * self.repeats).sum())
 
     def document(self, index: int) -> np.ndarray:
         """Return the tokens of a document: bos + text + eos (a view of the file)."""
@@ -137,6 +149,8 @@ class TokenShards:
     def counts(self, split: str) -> dict[str, dict[str, Any]]:
         """Return per source ``n_docs``, ``n_tokens`` and ``n_bytes`` of a split.
 
+        With repetitions also ``n_tokens_read``, the tokens of one pass.
+
         Raises:
             PunaError: No such split.
         """
@@ -164,7 +178,17 @@ class TokenShards:
             raise self._damaged(folder / OFFSETS_FILE,
                                 f"its offsets do not cover 0..{n_tokens} in order")  # fmt: skip
         tokens = self._tokens(folder / TOKENS_FILE, n_tokens)
-        return SourceShard(source, folder, tokens, offsets, ids, n_bytes)
+        shard = SourceShard(source, folder, tokens, offsets, ids, n_bytes)
+        n_read = counts[source].get("n_tokens_read")
+        if n_read is None:
+            return shard
+        repeats = self._array(folder / REPEATS_FILE, np.dtype(np.int32), n_docs)
+        shard = replace(shard, repeats=repeats)
+        if (repeats < 1).any() or shard.n_tokens_read != n_read:
+            raise self._damaged(
+                folder / REPEATS_FILE, f"its repetitions do not give {n_read} tokens"
+            )
+        return shard
 
     def _tokens(self, path: Path, n_tokens: int) -> np.ndarray:
         want_bytes = n_tokens * self.dtype.itemsize
