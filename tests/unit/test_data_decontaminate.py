@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
@@ -22,6 +24,7 @@ from puna.data.decontaminate.grouping import group_hits, merge_spans
 from puna.data.decontaminate.index import NgramRule, build_index, hash_index, load_index
 from puna.data.decontaminate.kernels import find_examples
 from puna.data.decontaminate.matching import MATCHERS
+from puna.data.decontaminate.windows import cut_windows, sentences
 from puna.data.kernels.buffers import fixed, texts_from
 from puna.data.testing import folder_bytes, kept_rows, make_documents, rejected_rows
 
@@ -228,7 +231,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path):
                                                          "short_words": 9}}})  # fmt: skip
     with pytest.raises(PunaError, match="unknown matcher 'embed'"):
         run(tmp_path, {"a": "b"}, [write_set(tmp_path, [{"text": LONG}])], "m", method="embed")
-    assert list(MATCHERS) == ["ngrams"]
+    assert set(MATCHERS) == {"ngrams", "embedding"}
 
 
 def plain_hits(texts, examples, ngram, short):
@@ -303,3 +306,134 @@ def test_the_result_does_not_depend_on_workers(tmp_path, monkeypatch, action):
     other, _ = run(tmp_path, texts, sets, "two", n_shards=3, action=action, workers=2)
     assert folder_bytes(out) == folder_bytes(other)
     assert len(hits_of(out)) == 10
+
+
+# ---- by meaning
+
+SYNONYMS = [(f"a{k}", f"b{k}") for k in range(60)]
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory):
+    """Every word has a synonym with almost the same vector."""
+    folder = tmp_path_factory.mktemp("embedder")
+    rng = np.random.default_rng(0)
+    meanings = rng.normal(size=(len(SYNONYMS), 32)).repeat(2, 0)
+    table = np.concatenate([np.zeros((1, 32)), meanings + 0.05 * rng.normal(size=meanings.shape)])
+    words = [word for pair in SYNONYMS for word in pair]
+    tokenizer = Tokenizer(
+        models.WordLevel({"[UNK]": 0, **{w: i + 1 for i, w in enumerate(words)}}, "[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file({"embeddings": table.astype(np.float32)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec"}))
+    return folder
+
+
+def spoken(seed, form=0, n=14):
+    numbers = np.random.default_rng(seed).integers(0, len(SYNONYMS), n)
+    return " ".join(SYNONYMS[k][form] for k in numbers).capitalize().lower() + "."
+
+
+def talk(seed, n=6):
+    return " ".join(spoken(1000 * seed + k) for k in range(n))
+
+
+def test_paraphrases_are_found_where_ngrams_find_none(tmp_path, embedder):
+    examples = [{"text": spoken(k)} for k in range(5)]
+    texts = {f"clean{k}": talk(k + 1) for k in range(20)}
+    texts["ö"] = f"ööö {talk(50)} {spoken(2, form=1)} {talk(51)}"
+    one = write_set(tmp_path, examples)
+    out, _ = run(tmp_path, texts, [one], "words")
+    assert not rejected_rows(out)
+    out, metrics = run(
+        tmp_path, texts, [one], "out", method="embedding", embedder=str(embedder), threshold=0.95
+    )  # fmt: skip
+    (row,) = rejected_rows(out)
+    assert (row["path"], row["reason"], row["detail"]) == ("ö", "decontaminate.meaning", "set#2")
+    assert row["threshold"] == 0.95 <= row["value"] <= 1
+    (hit,) = hits_of(out)
+    assert hit["text"] == spoken(2, form=1)
+    assert hit["example_text"] == examples[2]["text"]
+    assert texts["ö"].encode()[hit["start"] : hit["end"]].decode() == hit["text"]
+    assert metrics["sets"]["set"]["contaminated"] == 1
+    assert metrics["threshold"] == 0.95
+    out, _ = run(
+        tmp_path, texts, [one], "cut", method="embedding", embedder=str(embedder), threshold=0.95,
+        action="cut", window_chars=0, min_piece_chars=5,
+    )  # fmt: skip
+    cut = {row["path"]: row["text"] for row in kept_rows(out)}["ö"]
+    assert spoken(2, form=1) not in cut
+    assert cut.startswith("ööö ")
+
+
+def test_a_field_of_an_example_is_found_alone(tmp_path, embedder):
+    rows = [{"question": spoken(1), "choices": [spoken(2), "a1"]}]
+    one = write_set(tmp_path, rows) | {"fields": ["question", "choices"]}
+    out, metrics = run(
+        tmp_path, {"q": f"{talk(3)} {spoken(1, form=1)}", "c": talk(4)}, [one],
+        method="embedding", embedder=str(embedder), threshold=0.95,
+    )  # fmt: skip
+    assert [row["path"] for row in rejected_rows(out)] == ["q"]
+    assert metrics["sets"]["set"]["indexed"] == 1
+
+
+def test_negatives_set_the_threshold(tmp_path, embedder):
+    one = write_set(tmp_path, [{"text": spoken(k)} for k in range(5)])
+    clean = [{"text": talk(k + 100)} for k in range(50)]
+    (tmp_path / "clean.jsonl").write_text("".join(json.dumps(row) + "\n" for row in clean))
+    texts = {str(k): row["text"] for k, row in enumerate(clean)}
+    texts["told"] = f"{talk(7)} {spoken(3, form=1)}"
+    common = {"method": "embedding", "embedder": str(embedder),
+              "negatives": (str(tmp_path / "clean.jsonl"),)}  # fmt: skip
+    out, metrics = run(tmp_path, texts, [one], "out", false_positives=0.1, **common)
+    dropped = {row["path"] for row in rejected_rows(out)}
+    assert "told" in dropped
+    assert len(dropped - {"told"}) == 5  # a tenth
+    assert 0 < metrics["threshold"] < 0.95
+    with pytest.raises(PunaError, match=r"too few for a share of false positives of 0\.001"):
+        run(tmp_path, texts, [one], "few", false_positives=0.001, **common)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "embedding"}, "go together"),
+        ({"embedder": "x"}, "go together"),
+        ({"method": "embedding", "embedder": "x"}, "give a `threshold`"),
+    ],
+)
+def test_settings_of_the_embedding_must_be_complete(values, message):
+    one = {"name": "a", "paths": "x"}
+    with pytest.raises(ValueError, match=message):
+        DecontaminateConfig(sets=[one], **values)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.sampled_from([16, 64]))
+@settings(max_examples=60, deadline=None)
+def test_windows_begin_at_every_sentence_and_are_as_long_as_can_be(lengths, size):
+    ids = [[7] * n for n in lengths]
+    spans = np.stack([np.arange(len(ids)), np.arange(len(ids)) + 1], 1)
+    cut = cut_windows(ids, spans, [size])
+    assert set(cut.of_size[size].tolist()) == set(range(len(cut.windows)))
+    for k, (first, last) in enumerate(cut.windows.tolist()):
+        n = len(cut.tokens(k))
+        every = [sum(lengths[first:j]) for j in range(first + 1, len(lengths) + 1)]
+        long = [m for m in every if 2 * m >= size] or [max(every)]
+        assert abs(n - size) == min(abs(m - size) for m in long)
+        assert n == sum(lengths[first:last])
+        assert first == 0 or 2 * n >= size
+    reaching = [i for i in range(len(lengths)) if 2 * sum(lengths[i:]) >= size]
+    assert set(reaching) <= set(cut.windows[:, 0].tolist())
+
+
+@given(st.text(alphabet="ab.!? \n。é", max_size=60))
+def test_sentences_hold_all_that_is_no_space(text):
+    spans = sentences(text)
+    left = list(text)
+    for start, end in spans.tolist():
+        assert end > start
+        assert not text[start].isspace()
+        left[start:end] = " " * (end - start)
+    assert not "".join(left).strip(" \n\"')]")

@@ -38,8 +38,9 @@ HIT_TYPE = pa.struct(
     ]
 )
 """An example in a document: its set and the number of its record, the share of its words that the
-document has in common with it, bytes of the document and text of the longest piece in common (at
-most :data:`SHOWN_BYTES` of it), and whether the coverage is enough."""
+document has in common with it (or, of method `embedding`, the cosine), bytes of the document and
+text of the longest piece in common (at most :data:`SHOWN_BYTES` of it), and whether the coverage is
+enough."""
 
 MATCH_SCHEMA = pa.schema(
     [
@@ -56,8 +57,8 @@ SHOWN_BYTES = 1000
 class Matcher(Protocol):
     """A way to find evaluation examples in documents.
 
-    N-grams are built in. One that compares embeddings would find paraphrases and translations too;
-    it is registered in :data:`MATCHERS` under its own name and has the same result.
+    N-grams and embeddings (:mod:`puna.data.decontaminate.meaning`) are built in. Others are
+    registered in :data:`MATCHERS` under their own names and have the same result.
     """
 
     def prepare(
@@ -147,7 +148,8 @@ class PostingKernel:
         texts = texts_of(batch.column("text"))
         rows = find_examples(texts, load_index(self.folder, self.index_hash).index)
         pairs = np.unique(rows[:, :2], axis=0)
-        postings = pa.ListArray.from_arrays(_bounds(pairs[:, 0], len(texts)), pa.array(pairs[:, 1]))
+        bounds = list_bounds(pairs[:, 0], len(texts))
+        postings = pa.ListArray.from_arrays(bounds, pa.array(pairs[:, 1]))
         return pa.RecordBatch.from_arrays([postings], schema=self.adds())
 
 
@@ -207,14 +209,14 @@ class MatchKernel:
         ]
         hits = pa.StructArray.from_arrays(columns, fields=list(HIT_TYPE))
         arrays = [
-            pa.ListArray.from_arrays(_bounds(pairs.document, len(texts)), hits),
-            pa.ListArray.from_arrays(_bounds(np.repeat(spans[:, 0], 2), len(texts)),
+            pa.ListArray.from_arrays(list_bounds(pairs.document, len(texts)), hits),
+            pa.ListArray.from_arrays(list_bounds(np.repeat(spans[:, 0], 2), len(texts)),
                                      pa.array(spans[:, 1:].ravel())),
         ]  # fmt: skip
         return pa.RecordBatch.from_arrays(arrays, schema=MATCH_SCHEMA)
 
 
-def _bounds(documents: np.ndarray, n_docs: int) -> pa.Array:
+def list_bounds(documents: np.ndarray, n_docs: int) -> pa.Array:
     """Return where each document's entries begin, given the ordered documents of all entries."""
     return pa.array(np.searchsorted(documents, np.arange(n_docs + 1)), pa.int32())
 
@@ -225,7 +227,9 @@ class DecontaminateKernel:
 
     Attributes:
         action: ``drop`` or ``cut``.
-        min_coverage: Share of an example's words from which a hit counts; the threshold of drops.
+        reason: Of drops.
+        min_coverage: Share of an example's words (or cosine) from which a hit counts; the threshold
+            of drops.
         window_chars: Characters cut before and behind each piece in common.
         min_piece_chars: Shorter pieces between two cuts are cut, too.
         max_pieces: Documents that fall into more pieces are dropped.
@@ -233,6 +237,7 @@ class DecontaminateKernel:
     """
 
     action: str
+    reason: str
     min_coverage: float
     window_chars: int
     min_piece_chars: int
@@ -259,7 +264,7 @@ class DecontaminateKernel:
             best = next(hit for hit in batch.column("hits")[row].as_py() if hit["counts"])
             detail = f"{best['set']}#{best['example']}"
             if self.action == "drop":
-                verdicts[row] = ("decontaminate.match", best["coverage"], self.min_coverage, detail)
+                verdicts[row] = (self.reason, best["coverage"], self.min_coverage, detail)
                 continue
             text = batch.column("text")[row].as_py()
             spans = np.array(batch.column("spans")[row].as_py(), np.int64).reshape(-1, 2)

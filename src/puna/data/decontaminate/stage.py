@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from puna.core.config import Execution
 from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
 from puna.core.ledger import Ledger
@@ -24,7 +25,11 @@ from puna.data.schema import shard_name
 from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import ibis.expr.types as ir
+
+    from puna.data.decontaminate.examples import Example
 
 HITS_FILE = "hits.parquet"
 
@@ -32,6 +37,8 @@ register_reasons(
     {
         "decontaminate.match": "it has a share of an evaluation example's words in common with it "
         "that is at least `min_coverage`; the detail is set#record",
+        "decontaminate.meaning": "the embedding of a part of it has a cosine with that of an "
+        "evaluation example that is at least `threshold`; the detail is set#record",
         "decontaminate.pieces": "after evaluation examples were cut out, it fell into more than "
         "`max_pieces` pieces; the detail is set#record",
         "decontaminate.emptied": "after evaluation examples were cut out, fewer bytes were left "
@@ -46,7 +53,22 @@ class DecontaminateConfig(EngineConfig):
     sets: tuple[EvalSetConfig, ...] = Field(min_length=1)
     """The evaluation sets; each has its own name."""
     method: str = "ngrams"
-    """How examples are found: `ngrams` (words, exact) or a matcher of a plugin."""
+    """How examples are found: `ngrams` (words, exact), `embedding` (the same in other words) or a
+    matcher of a plugin."""
+    embedder: str = ""
+    """embedding: folder of the embedder, a static one (`puna data embedder distil`) or a
+    sentence-transformers encoder."""
+    digest: str | None = None
+    """embedding: digest that the embedder must have; by default any."""
+    device: Execution[str] = "auto"
+    """embedding: where an encoder runs: `cpu`, `cuda`, `mps`; `auto`: a GPU if there is one."""
+    threshold: float | None = Field(default=None, gt=0, le=1)
+    """embedding: cosine of a hit; by default found with `negatives`."""
+    negatives: tuple[str, ...] = ()
+    """embedding: places of texts that hold no example (files, or folders of stages, as for
+    `puna data classifier`); they set the threshold."""
+    false_positives: float = Field(default=0.01, gt=0, lt=1)
+    """embedding: share of the negatives that may be hit (ours)."""
     ngram: int = Field(default=13, ge=2, le=64)
     """Words of an n-gram (GPT-3: 8 to 13; datatrove: 12)."""
     short_words: int = Field(default=8, ge=2, le=64)
@@ -85,12 +107,24 @@ class DecontaminateConfig(EngineConfig):
     def _known_method(self) -> DecontaminateConfig:
         if self.short_words > self.ngram:
             raise ValueError(f"short_words ({self.short_words}) is above ngram ({self.ngram})")
+        if (self.method == "embedding") != bool(self.embedder):
+            raise ValueError('method = "embedding" and `embedder` go together; give both or none')
+        if self.embedder and (self.threshold is None) != bool(self.negatives):
+            raise ValueError("give a `threshold` of the cosine, or `negatives` that set it")
         return self
 
 
 def external_state(cfg: DecontaminateConfig) -> dict[str, Any]:
     """Tell what the sets' files hold now, so that a rerun can say that they have changed."""
-    return sets_state(cfg.sets)
+    state = sets_state(cfg.sets)
+    if not cfg.embedder:
+        return state
+    from puna.data.semantic.embedder import digest_of
+
+    try:
+        return {**state, "embedder": digest_of(Path(cfg.embedder))}
+    except PunaError as error:
+        return {"unavailable": error.message}
 
 
 @stage(
@@ -105,7 +139,8 @@ def decontaminate(
     """Remove documents, or passages, that are in the evaluation sets too.
 
     Writes ``documents/``, ``rejected/`` and ``hits.parquet``: a row for each document and example
-    with something in common, also where nothing was done (``counts`` is false).
+    with something in common, also where nothing was done (``counts`` is false), with the text of
+    both.
 
     After GPT-3 (Brown et al. 2020, appendix C).
 
@@ -114,12 +149,13 @@ def decontaminate(
     """
     from puna.data.decontaminate.examples import read_examples
     from puna.data.decontaminate.matching import MATCHERS, DecontaminateKernel
+    from puna.data.decontaminate.meaning import MeaningKernel
 
     started_s = time.monotonic()
     documents, work = documents_of(inputs["documents"]), out / WORK_DIR
     remove_tree(work / "index")
     (work / "index").mkdir(parents=True)
-    examples = (example for one in cfg.sets for example in read_examples(one))
+    examples = [example for one in cfg.sets for example in read_examples(one)]
     matcher = MATCHERS.get(cfg.method)(cfg)
     with open_engine(cfg, out / SCRATCH_DIR) as engine:
         kernel, sets = matcher.prepare(examples, work / "index", engine, documents)
@@ -132,9 +168,12 @@ def decontaminate(
             carry=("source", "path"),
         )
         require_documents(scanned.rows_in, "data.decontaminate", "the stage before it")
-        hits = _write_hits(engine, engine.read(work / "matches" / ROWS_DIR), work / "hits")
+        hits = _write_hits(engine, engine.read(work / "matches" / ROWS_DIR), examples, work)
+        reason, limit = "decontaminate.match", cfg.min_coverage
+        if isinstance(kernel, MeaningKernel):
+            reason, limit = "decontaminate.meaning", kernel.threshold
         judge = DecontaminateKernel(
-            cfg.action, cfg.min_coverage, cfg.window_chars, cfg.min_piece_chars, cfg.max_pieces,
+            cfg.action, reason, limit, cfg.window_chars, cfg.min_piece_chars, cfg.max_pieces,
             cfg.min_left_bytes,
         )  # fmt: skip
         manifest = engine.judge(
@@ -144,7 +183,8 @@ def decontaminate(
             sets[row.pop("set")].update(row)
     os.replace(work / "hits" / shard_name(0), out / HITS_FILE)
     remove_tree(work)
-    return {**step_metrics(manifest, started_s, events), "sets": sets}
+    found = {"threshold": limit} if cfg.embedder else {}
+    return {**step_metrics(manifest, started_s, events), **found, "sets": sets}
 
 
 def _require_indexed(cfg: DecontaminateConfig, sets: dict[str, dict[str, int]]) -> None:
@@ -163,13 +203,24 @@ def _require_indexed(cfg: DecontaminateConfig, sets: dict[str, dict[str, int]]) 
                 "short or unspecific, and are not looked for")  # fmt: skip
 
 
-def _write_hits(engine: Engine, matches: ir.Table, folder: Path) -> ir.Table:
-    """Write one row per document and example."""
+def _write_hits(
+    engine: Engine, matches: ir.Table, examples: Sequence[Example], work: Path
+) -> ir.Table:
+    """Write one row per document and example, with the text of both."""
+    import pyarrow as pa
+
     rows = matches.select("id", "source", "path", hit=matches.hits.unnest())
     names = ("set", "example", "coverage", "start", "end", "text", "counts")
     rows = rows.select("id", "source", "path", **{name: rows.hit[name] for name in names})
-    engine.write(rows, folder, order_by=["set", "example", "id"])
-    return engine.read(folder)
+    table = pa.table({
+        "set": pa.array([one.set_name for one in examples], pa.string()),
+        "example": pa.array([one.index for one in examples], pa.int64()),
+        "example_text": pa.array(["\n".join(one.parts) for one in examples], pa.string()),
+    })  # fmt: skip
+    rows = rows.left_join(engine.put(table, work / "examples"), ["set", "example"])
+    rows = rows.select("id", "source", "path", *names, "example_text")
+    engine.write(rows, work / "hits", order_by=["set", "example", "id"])
+    return engine.read(work / "hits")
 
 
 def _hits_by_set(engine: Engine, hits: ir.Table) -> list[dict[str, Any]]:

@@ -1,0 +1,247 @@
+"""What is looked for by meaning, and the search: embeddings of examples, cosines with windows.
+
+Embeddings are rounded to small integers, so that every product is exact, as in
+:mod:`puna.data.semantic.clusters`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from puna.core.fsio import hash_file, hash_json, write_json
+from puna.data.decontaminate.examples import Example
+from puna.data.decontaminate.windows import Windows, size_class, windows_of
+from puna.data.semantic.clusters import BLOCK, cosines, quantise, squares_of
+from puna.data.semantic.embedder import Embedder
+from puna.data.semantic.passages import Passages, frame
+
+CUT = Passages(256, 1)
+"""An embedder is opened with this: tokens of the longest window; windows are cut here."""
+_NAMES_FILE, _VECTORS_FILE = "targets.json", "targets.npy"
+
+
+class Targets(NamedTuple):
+    """The embeddings that are looked for.
+
+    Attributes:
+        vectors: int8 [n, dim].
+        sizes: Size of the windows that each is compared with, int64 [n].
+        examples: Number of each one's example, int64 [n].
+        sets: Names of the sets.
+        owners: Set and record of each example, int64 [n_examples, 2].
+    """
+
+    vectors: np.ndarray
+    sizes: np.ndarray
+    examples: np.ndarray
+    sets: list[str]
+    owners: np.ndarray
+
+
+class Found(NamedTuple):
+    """Pairs of a window and an example at or above a cosine.
+
+    Attributes:
+        document: int64 [n].
+        example: int64 [n].
+        cosine: float64 [n].
+        start: Character of the document where the window begins, int64 [n].
+        end: Where it ends, int64 [n].
+    """
+
+    document: np.ndarray
+    example: np.ndarray
+    cosine: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+
+def embed_tokens(embedder: Embedder, passages: list[list[int]]) -> np.ndarray:
+    """Return the quantised embeddings of token ids without special tokens: int8 [n, dim]."""
+    if not passages:
+        return np.zeros((0, embedder.model.dim), np.int8)
+    if embedder.special:
+        before, behind = frame(embedder.model.tokenizer)
+        room = embedder.passages.n_tokens - len(before) - len(behind)
+        passages = [[*before, *ids[:room], *behind] for ids in passages]
+    return quantise(embedder.model.embed(passages))
+
+
+class Block(NamedTuple):
+    """Windows of some documents, and the targets that they are compared with.
+
+    Attributes:
+        vectors: Of the windows, int8 [n, dim].
+        documents: Of each, int64 [n].
+        spans: Characters where each begins and ends, int64 [n, 2].
+        targets: Numbers of the targets, int64 [m].
+    """
+
+    vectors: np.ndarray
+    documents: np.ndarray
+    spans: np.ndarray
+    targets: np.ndarray
+
+
+def blocks_of(embedder: Embedder, targets: Targets, texts: list[str]) -> Iterator[Block]:
+    """Embed the windows of texts, at most 4096 at a time; each block has one size of windows."""
+    of_size = {
+        int(size): np.flatnonzero(targets.sizes == size) for size in np.unique(targets.sizes)
+    }
+    for first, waiting in _groups(embedder, texts, list(of_size)):
+        owners = np.repeat(np.arange(len(waiting)), [len(one.windows) for one in waiting])
+        starts = np.cumsum([0, *(len(one.windows) for one in waiting)])
+        for low in range(0, len(owners), BLOCK):
+            rows = np.arange(low, min(low + BLOCK, len(owners)))
+            places = [(waiting[owner], int(row - starts[owner]))
+                      for owner, row in zip(owners[rows].tolist(), rows, strict=True)]  # fmt: skip
+            vectors = embed_tokens(embedder, [one.tokens(k) for one, k in places])
+            spans = np.array([one.span(k) for one, k in places], np.int64)
+            for size, wanted in of_size.items():
+                chosen = np.concatenate([
+                    one.of_size[size] + start
+                    for one, start in zip(waiting, starts[:-1], strict=True)
+                ])  # fmt: skip
+                chosen = chosen[(chosen >= low) & (chosen < low + BLOCK)]
+                here = chosen - low
+                yield Block(vectors[here], owners[chosen] + first, spans[here], wanted)
+
+
+def _groups(
+    embedder: Embedder, texts: list[str], sizes: list[int], step: int = 64
+) -> Iterator[tuple[int, list[Windows]]]:
+    """Yield the windows of some documents at a time, and the first one's number."""
+    for first in range(0, len(texts), step):
+        yield first, windows_of(embedder.model.tokenizer, texts[first : first + step], sizes)
+
+
+def _pairs(
+    a: np.ndarray, b: np.ndarray, threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the pairs of rows with at least a cosine, of blocks of the second matrix."""
+    roots_a = np.sqrt(squares_of(a))
+    wide = a.astype(np.float32)
+    for start in range(0, len(b), BLOCK):
+        part = b[start : start + BLOCK]
+        roots_b = np.sqrt(squares_of(part))
+        products = wide @ part.astype(np.float32).T  # exact
+        # float32 chooses candidates, float64 decides
+        limit = (threshold * roots_a).astype(np.float32)[:, None] * roots_b.astype(np.float32)
+        rows, columns = np.nonzero(products >= limit - np.float32(1e-3) * np.abs(limit))
+        found = products[rows, columns] / (roots_a[rows] * roots_b[columns])
+        right = found >= threshold
+        yield rows[right], columns[right] + start, found[right]
+
+
+def find_examples(
+    embedder: Embedder, targets: Targets, texts: list[str], threshold: float
+) -> Found:
+    """Return, for every document and example above the threshold, all windows that are.
+
+    Ordered by document, example, start, end.
+    """
+    columns: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(5)]
+    columns[2] = [np.empty(0)]
+    for block in blocks_of(embedder, targets, texts):
+        for rows, which, cosine in _pairs(
+            block.vectors, targets.vectors[block.targets], threshold
+        ):  # fmt: skip
+            examples, spans = targets.examples[block.targets[which]], block.spans[rows]
+            parts = (block.documents[rows], examples, cosine, spans[:, 0], spans[:, 1])
+            for column, part in zip(columns, parts, strict=True):
+                column.append(part)
+    joined = Found(*(np.concatenate(column) for column in columns))
+    order = np.lexsort((joined.end, joined.start, joined.example, joined.document))
+    return Found(*(column[order] for column in joined))
+
+
+def best_cosines(embedder: Embedder, targets: Targets, texts: list[str]) -> np.ndarray:
+    """Return the largest cosine of any window of each text with any example: float64 [n_texts].
+
+    -1 for a text without a window.
+    """
+    best = np.full(len(texts), -1.0)
+    for block in blocks_of(embedder, targets, texts):
+        for start in range(0, len(block.targets), BLOCK):
+            part = targets.vectors[block.targets[start : start + BLOCK]]
+            largest = cosines(block.vectors, part).max(1, initial=-1.0)
+            np.maximum.at(best, block.documents, largest)
+    return best
+
+
+def threshold_for(best: np.ndarray, false_positives: float) -> float:
+    """Return the smallest cosine that at most a share of clean texts reaches.
+
+    Args:
+        best: Result of :func:`best_cosines`.
+        false_positives: The share.
+    """
+    ordered = np.sort(best)[::-1]
+    n_allowed = int(false_positives * len(best) + 1e-9)
+    # just above the best text that must not be hit
+    return float(np.nextafter(ordered[min(n_allowed, len(best) - 1)], 2))
+
+
+def build_targets(
+    embedder: Embedder, examples: Iterable[Example], min_words: int, folder: Path
+) -> dict[str, dict[str, int]]:
+    """Embed the examples, and each field, and write them to a folder.
+
+    Returns:
+        Per set: ``examples``, ``too_short`` (fewer words than ``min_words``, or no known token) and
+        ``indexed``, the rest.
+    """
+    given = list(examples)
+    texts, owners = [], []
+    for number, example in enumerate(given):
+        wholes = dict.fromkeys([" ".join(example.parts), *example.parts])
+        long = [text for text in wholes if len(text.split()) >= min_words]
+        texts += long
+        owners += [number] * len(long)
+    encoded = embedder.model.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ids = [one.ids[: CUT.n_tokens] for one in encoded]
+    vectors = embed_tokens(embedder, [one or [0] for one in ids])
+    known = vectors.any(1) & np.array([len(one) > 0 for one in ids], bool)
+    sizes = np.array([size_class(len(one)) for one in ids], np.int64)
+    sets = list(dict.fromkeys(example.set_name for example in given))
+    numbers = {name: number for number, name in enumerate(sets)}
+    np.save(folder / _VECTORS_FILE, vectors[known], allow_pickle=False)
+    kept = np.array(owners, np.int64)[known]
+    write_json(
+        folder / _NAMES_FILE,
+        {
+            "sets": sets, "sizes": sizes[known].tolist(), "examples": kept.tolist(),
+            "owners": [(numbers[one.set_name], one.index) for one in given],
+        },
+    )  # fmt: skip
+    indexed = np.isin(np.arange(len(given)), kept)
+    names = np.array([one.set_name for one in given])
+    return {
+        name: {
+            "examples": int((names == name).sum()),
+            "too_short": int(((names == name) & ~indexed).sum()),
+            "indexed": int(((names == name) & indexed).sum()),
+        }
+        for name in sets
+    }
+
+
+def hash_targets(folder: Path) -> str:
+    """Return the digest of what :func:`build_targets` wrote."""
+    return hash_json({name: hash_file(folder / name) for name in (_NAMES_FILE, _VECTORS_FILE)})
+
+
+@lru_cache(maxsize=1)
+def load_targets(folder: Path, digest: str) -> Targets:
+    """Load what :func:`build_targets` wrote; kept by the process."""
+    names: dict[str, Any] = json.loads((folder / _NAMES_FILE).read_text(encoding="utf-8"))
+    vectors = np.load(folder / _VECTORS_FILE, allow_pickle=False)
+    owners = np.array(names["owners"], np.int64).reshape(-1, 2)
+    sizes, examples = (np.array(names[key], np.int64) for key in ("sizes", "examples"))
+    return Targets(vectors, sizes, examples, names["sets"], owners)
