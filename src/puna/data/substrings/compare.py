@@ -138,7 +138,7 @@ def large_binary(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class CompareKernel:
-    """Compares the blocks (columns key, hash_1, hash_2, place, text) of each fingerprint.
+    """Compares the blocks (columns key, hash_1, hash_2, place, bytes) of each fingerprint.
 
     Attributes:
         size: Bytes of a window.
@@ -152,7 +152,7 @@ class CompareKernel:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the runs of some groups."""
-        data, offsets = large_binary(table["text"])
+        data, offsets = large_binary(table["bytes"])
         groups, places = table["key"].to_numpy(), table["place"].to_numpy()
         runs = first_places(groups, places, data, offsets, self.size)
         rows = pa.array(runs[:, 0])

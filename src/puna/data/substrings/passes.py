@@ -19,13 +19,13 @@ from puna.data.lines.passes import strings_of
 from puna.data.schema import shard_name
 from puna.data.substrings.compare import KEY_FIELDS
 from puna.data.substrings.spans import PLACE, without_spans
-from puna.data.substrings.winnow import Blocks, describe_blocks, find_blocks
+from puna.data.substrings.winnow import Blocks, copy_pieces, describe_blocks, find_blocks
 
 _COUNTS = pa.list_(pa.struct([("key", pa.int64()), ("n", pa.int64())]))
 _BLOCK = pa.struct(
     [*KEY_FIELDS, *((name, pa.int64()) for name in ("start", "n_windows", "repeats"))]
 )
-_TEXT = pa.struct([*KEY_FIELDS, pa.field("text", pa.binary())])
+_TEXT = pa.struct([*KEY_FIELDS, pa.field("bytes", pa.large_binary())])
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,12 @@ class TextKernel:
     columns: tuple[str, ...] = field(default=("text",), repr=False)
 
     def adds(self) -> pa.Schema:
-        """Return the column ``texts``."""
-        return pa.schema([("texts", pa.list_(_TEXT))])
+        """Return the column ``text``, a list, and ``n_bytes``, which bounds the row groups."""
+        return pa.schema([("text", pa.list_(_TEXT)), ("n_bytes", pa.int64())])
 
     def prepare(self) -> None:
-        """Nothing to compile."""
+        """Compile."""
+        copy_pieces(texts_from(["ab"]), np.zeros(1, np.int64), np.ones(1, np.int64))
 
     def __call__(self, batch: pa.RecordBatch, shard: Shard, first_row: int) -> pa.RecordBatch:
         """Return one row per document."""
@@ -189,15 +190,15 @@ class TextKernel:
         nodes = wanted["node"].to_numpy()
         ends = np.searchsorted(nodes, np.arange(first, first + batch.num_rows + 1))
         part = wanted.slice(ends[0], ends[-1] - ends[0])
-        begin = texts.offsets[part["node"].to_numpy() - first] + part["start"].to_numpy()
-        n_bytes = part["n_windows"].to_numpy() + self.size - 1
-        view = texts.data.data
-        pieces = [view[a : a + n] for a, n in zip(begin.tolist(), n_bytes.tolist(), strict=True)]
+        starts = texts.offsets[part["node"].to_numpy() - first] + part["start"].to_numpy()
+        pieces = copy_pieces(texts, starts, part["n_windows"].to_numpy() + self.size - 1)
+        buffers = [None, pa.py_buffer(pieces.offsets), pa.py_buffer(pieces.data)]
+        values = pa.Array.from_buffers(pa.large_binary(), len(pieces), buffers)
         keys = [part[one.name].combine_chunks() for one in KEY_FIELDS]
-        items = pa.StructArray.from_arrays(
-            [*keys, pa.array(pieces, pa.binary())], fields=list(_TEXT)
-        )
-        return pa.RecordBatch.from_arrays([_lists(ends - ends[0], items)], schema=self.adds())
+        items = pa.StructArray.from_arrays([*keys, values], fields=list(_TEXT))
+        ends -= ends[0]
+        arrays = [_lists(ends, items), pa.array(np.diff(pieces.offsets[ends]))]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.adds())
 
 
 @lru_cache(maxsize=1)

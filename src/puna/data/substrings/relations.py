@@ -94,8 +94,8 @@ def firsts_of(blocks: ir.Table) -> ir.Table:
 def texts_of_blocks(engine: Engine, folder: Path) -> ir.Table:
     """Return the bytes of the blocks that must be compared, one a row."""
     rows = engine.read(folder)
-    rows = rows.select(one=rows.texts.unnest())
-    return rows.select(**{name: rows.one[name] for name in (*KEY, "text")})
+    rows = rows.select(one=rows.text.unnest())
+    return rows.select(**{name: rows.one[name] for name in (*KEY, "bytes")})
 
 
 def found_of(

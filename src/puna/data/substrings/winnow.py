@@ -201,3 +201,24 @@ def describe_blocks(
         the block begins, windows, repetitions; and int64 [n_docs + 1], the rows of each document.
     """
     return _describe(texts.data, texts.offsets, *blocks, size, table, used)
+
+
+@kernel
+def _copy(data: Array, starts: Array, offsets: Array) -> Array:
+    out = np.empty(offsets[-1], np.uint8)
+    for k in range(len(starts)):
+        n_bytes = offsets[k + 1] - offsets[k]
+        out[offsets[k] : offsets[k + 1]] = data[starts[k] : starts[k] + n_bytes]
+    return out
+
+
+def copy_pieces(texts: Texts, starts: np.ndarray, n_bytes: np.ndarray) -> Texts:
+    """Return pieces of the data of a batch, which may overlap, one behind the other.
+
+    Args:
+        texts: The batch.
+        starts: int64 [n]; first byte of each piece.
+        n_bytes: int64 [n].
+    """
+    offsets = np.concatenate([[0], np.cumsum(n_bytes)]).astype(np.int64)
+    return Texts(_copy(texts.data, starts, offsets), offsets)
