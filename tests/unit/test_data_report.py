@@ -141,6 +141,23 @@ def test_measuring_anew_gives_the_verdicts_of_the_run(value: dict[str, Any]) -> 
     assert stage_of(value, "data.safety")["sample"]["texts_as_given"]
 
 
+def test_texts_that_filters_rewrite_are_measured_as_they_were_given(tmp_path: Path) -> None:
+    rows = [(source, path, f"{text}\nread our privacy policy here") for source, path, text in
+            rows_of(120)]  # fmt: skip
+    made = run_of(tmp_path, "c4", rows, {"filter": {"default": {"profile": "c4"}}})
+    found = collect_data(made, Settings())
+    assert not found["corpus"]["before_as_given"]
+    given = tmp_path / "c4-in"
+    found = collect_data(made, Settings(documents=given))
+    sample = stage_of(found, "data.filter")["sample"]
+    assert sample["texts_as_given"]
+    assert 0 < sample["kept"] < sample["docs"] == sample["same_verdict"]
+    assert found["corpus"]["before"]["bytes"] == sum(len(text.encode()) for *_, text in rows)
+    other = make_documents(tmp_path / "other", rows_of(3))
+    with pytest.raises(PunaError, match="is not what a data stage of"):
+        collect_data(made, Settings(documents=other.path))
+
+
 def test_margins_are_the_nearest(run_dir: Path, value: dict[str, Any]) -> None:
     stage = stage_of(value, "data.filter")
     rejected = rejected_rows(run_dir / "data.filter")

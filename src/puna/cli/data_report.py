@@ -20,6 +20,10 @@ from puna.cli.common import load_stages
     help="Also write the numbers behind the page to this file.",
 )  # fmt: skip
 @click.option(
+    "--documents", type=click.Path(path_type=Path),
+    help="Finished stage that RUN's first data stage read, when it is in another run.",
+)  # fmt: skip
+@click.option(
     "--sample", type=click.IntRange(1), default=20_000, show_default=True,
     help="Documents per stage whose signals are measured.",
 )  # fmt: skip
@@ -32,8 +36,9 @@ from puna.cli.common import load_stages
     help="Seed of the sample.",
 )  # fmt: skip
 def data_report(
-    run_dir: Path, out: Path | None, numbers: Path | None, sample: int, margin: int, seed: int
-) -> None:
+    run_dir: Path, out: Path | None, numbers: Path | None, documents: Path | None, sample: int,
+    margin: int, seed: int,
+) -> None:  # fmt: skip
     """Write a page about the data of a run: where documents went, by which signal and threshold.
 
     RUN is the folder of a run, finished or not: runs/<name>. The page is one file without scripts.
@@ -47,9 +52,8 @@ def data_report(
 
     load_stages()  # plugins register filters and the meaning of their reasons
     start_s = time.monotonic()
-    value = collect_page(
-        run_dir, Settings(sample, margin, seed), on_step=lambda name: say(f"[dim]{name}[/dim]")
-    )
+    settings = Settings(sample, margin, seed, documents)
+    value = collect_page(run_dir, settings, on_step=lambda name: say(f"[dim]{name}[/dim]"))
     page = out or run_dir / PAGE_FILE
     n_bytes = write_page(value, page, numbers)
     took = format_duration(time.monotonic() - start_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from puna.data.safety.pii import find_pii, redact
 EXCERPT_CHARS = 400
 _LOOKED_AT_CHARS = 200_000
 _LEAD_CHARS = 60
+_BLANK_LINES = re.compile(r"\n[ \t]*\n[ \t\n]*\n")
 _VERDICT = ["id", "source", "reason", "value", "threshold", "detail"]
 _REPLACEMENTS = {kind: f"<{kind.upper()}>" for kind in KINDS}
 
@@ -152,7 +154,7 @@ def _without_personal_data(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]
         if any(low < bound < high for low, high, _ in found[0] for bound in bounds):
             pieces = [{"text": "".join(piece["text"] for piece in pieces), "mark": False}]
         pieces = [{**piece, "text": _redacted(piece["text"])} for piece in pieces]
-    return [{**piece, "text": visible(piece["text"])} for piece in pieces]
+    return [{**piece, "text": visible(_BLANK_LINES.sub("\n\n", piece["text"]))} for piece in pieces]
 
 
 def _redacted(text: str) -> str:

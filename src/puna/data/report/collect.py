@@ -38,11 +38,14 @@ class Settings:
         sample: Documents per stage whose signals are measured.
         margin: Documents shown on each side of a threshold.
         seed: Of the sample.
+        documents: Folder of the documents that the run's first data stage read, when it is not in
+            the run.
     """
 
     sample: int = 20_000
     margin: int = 3
     seed: int = 0
+    documents: Path | None = None
 
 
 def collect_data(
@@ -64,7 +67,7 @@ def collect_data(
     """
     import puna.data.quality.decide  # noqa: F401 - registers the reasons of data.quality
 
-    stages = open_run(run_dir)
+    stages = open_run(run_dir, settings.documents)
     flow = funnel(run_dir)
     sections = []
     for stage in stages:
@@ -295,9 +298,15 @@ def _languages(stage: DataStage) -> list[dict[str, Any]]:
 
 
 def _corpora(stages: list[DataStage], settings: Settings) -> dict[str, Any]:
-    """Describe what came to the first stage that judges, and what the last one kept."""
+    """Describe what came to the first stage that judges, and what the last one kept.
+
+    When the documents that came are not there, they are what the stage kept, as it left them, and
+    what it rejected.
+    """
     first, last = stages[0], stages[-1]
-    places: tuple[Place, ...] = ("kept",) if first.name == DATA_STAGES[0] else PLACES
+    places: tuple[Place, ...] = PLACES
+    if first.given is not None or first.name == DATA_STAGES[0]:
+        first, places = first.given or first, ("kept",)
 
     def described(stage: DataStage, of: tuple[Place, ...]) -> Corpus:
         return Corpus(stage, of, draw(stage, settings.sample, settings.seed, places=of))
@@ -306,6 +315,7 @@ def _corpora(stages: list[DataStage], settings: Settings) -> dict[str, Any]:
     after = described(last, ("kept",)) if (last, ("kept",)) != (first, places) else None
     return {
         "before_stage": first.name,
+        "before_as_given": places == ("kept",),
         "after_stage": last.name,
         "before": before.to_json(),
         "after": None if after is None else after.to_json(before),

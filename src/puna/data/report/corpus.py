@@ -19,6 +19,9 @@ from puna.data.report.folders import DataStage, Place, row_groups
 from puna.data.report.histogram import histogram
 from puna.data.report.sample import Sample
 
+TOKENS_COLUMN = "n_tokens"
+"""Tokens of each document, once a tokenizer has counted them."""
+_COLUMNS = ("source", "path", "metadata", "n_bytes", TOKENS_COLUMN)
 SEGMENT_WORDS = 1000
 _MAX_SEGMENTS = 2000
 _MAX_LISTED = 12
@@ -37,8 +40,12 @@ class Corpus:
     def __init__(self, stage: DataStage, places: Sequence[Place], sample: Sample | None) -> None:
         sizes, hosts = [np.zeros(0, np.int64)], Counter[str]()
         sources: dict[str, list[int]] = {}
+        self.n_tokens: int | None = None
         for place in places:
-            for _, _, table in stage.tables(place, ["source", "path", "metadata", "n_bytes"]):
+            for _, _, table in stage.tables(place, _COLUMNS):
+                if TOKENS_COLUMN in table.column_names:
+                    counts = table[TOKENS_COLUMN].to_numpy()
+                    self.n_tokens = (self.n_tokens or 0) + int(np.nansum(counts))
                 n_bytes = table["n_bytes"].to_numpy()
                 sizes.append(n_bytes)
                 for source, size in zip(table["source"].to_pylist(), n_bytes.tolist(), strict=True):
@@ -64,6 +71,7 @@ class Corpus:
         return {
             "docs": n,
             "bytes": int(sizes.sum()),
+            "tokens": self.n_tokens,
             "mean_bytes": float(sizes.mean()) if n else None,
             "p10_bytes": quantiles[0],
             "median_bytes": quantiles[1],

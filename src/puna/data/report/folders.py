@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from puna.core.artifact import Artifact
+from puna.core.errors import PunaError
 from puna.data.engine.base import Shard
 from puna.data.engine.shards import list_shards, open_shard
 from puna.data.engine.shardwork import open_schema
@@ -72,21 +73,37 @@ def row_groups(
             first += n
 
 
-def open_run(run_dir: Path) -> list[DataStage]:
+def open_run(run_dir: Path, documents: Path | None = None) -> list[DataStage]:
     """Open the finished data stages of a run, in their order.
 
+    Args:
+        run_dir: Folder of the run.
+        documents: Folder of the artifact that the run's first data stage read, for a run over the
+            documents of another one.
+
     Raises:
-        PunaError: There is no such run, no data stage of it is finished, or a shard is missing.
+        PunaError: There is no such run, no data stage of it is finished, a shard is missing, or
+            no stage read the documents that are given.
     """
+    known = [] if documents is None else [_open(Artifact(documents), [])]
     stages: list[DataStage] = []
-    for name, artifact in finished(run_dir).items():
-        shards: dict[Place, list[Shard]] = {"kept": list_shards(artifact.file(DOCUMENTS_DIR))}
-        rejected = artifact.path / REJECTED_DIR
-        shards["rejected"] = list_shards(rejected) if rejected.is_dir() else []
-        read = artifact.record.get("inputs", {}).get("documents", {}).get("fingerprint")
-        given = next((one for one in stages if one.artifact.fingerprint == read), None)
-        stages.append(DataStage(name, artifact, shards, given))
+    for artifact in finished(run_dir).values():
+        stages.append(_open(artifact, [*known, *stages]))
+    if known and not any(stage.given is known[0] for stage in stages):
+        raise PunaError(
+            f"{documents} is not what a data stage of {run_dir} read",
+            "give the folder that `inputs` of its recipe names, as it was then",
+        )
     return stages
+
+
+def _open(artifact: Artifact, earlier: Sequence[DataStage]) -> DataStage:
+    shards: dict[Place, list[Shard]] = {"kept": list_shards(artifact.file(DOCUMENTS_DIR))}
+    rejected = artifact.path / REJECTED_DIR
+    shards["rejected"] = list_shards(rejected) if rejected.is_dir() else []
+    read = artifact.record.get("inputs", {}).get("documents", {}).get("fingerprint")
+    given = next((one for one in earlier if one.artifact.fingerprint == read), None)
+    return DataStage(artifact.stage, artifact, shards, given)
 
 
 def unfinished(run_dir: Path, names: Sequence[str]) -> list[str]:
