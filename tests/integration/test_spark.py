@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from spark_cluster import spark_cluster
 
 from puna.core.errors import PunaError
 from puna.core.run import run_recipe
 from puna.data.chain import DATA_STAGES
 from puna.data.engine import ConservationError, EngineConfig, open_engine
 from puna.data.engine.local import LocalMap, map_shards
-from puna.data.engine.spark_session import find_java, wrap_java
+from puna.data.engine.spark_session import wrap_java
 from puna.data.filters.rules import FilterKernel, SourceRules
 from puna.data.schema import DOCUMENTS_DIR
 from puna.data.testing import folder_bytes, make_documents
@@ -40,63 +40,16 @@ SETTINGS = {
     "spark.sql.shuffle.partitions": "4",
     "spark.executorEnv.PYTHONPATH": str(ROOT),  # kernels of the tests are no installed package
 }
-_WAIT_S = 120
-
-
-@dataclass
-class Cluster:
-    """A standalone cluster; every worker has one core."""
-
-    folder: Path
-    port: int
-    processes: list = field(default_factory=list)
-
-    @property
-    def url(self):
-        return f"spark://127.0.0.1:{self.port}"
-
-    def start(self, *arguments):
-        import pyspark
-
-        home = Path(pyspark.__file__).parent
-        command = ["setpriv", "--pdeathsig", "KILL", f"{home}/bin/spark-class", *arguments]
-        environment = {**os.environ, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1",
-                       "SPARK_DAEMON_MEMORY": "512m", "PYSPARK_PYTHON": sys.executable}  # fmt: skip
-        with (self.folder / f"{len(self.processes)}.log").open("wb") as log:
-            self.processes.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
-            )
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cluster")
-    find_java(folder)
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port = server.getsockname()[1]
-    found = Cluster(folder, port)
-    place = ("--host", "127.0.0.1", "--webui-port", "0")
-    found.start("org.apache.spark.deploy.master.Master", *place, "--port", str(port))
-    deadline = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, (folder / "0.log").read_text()
-            time.sleep(0.2)
-    for _ in range(2):
-        limits = ("--cores", "1", "--memory", "1g", "--work-dir", str(folder / "work"))
-        found.start("org.apache.spark.deploy.worker.Worker", *place, *limits, found.url)
-    yield found
-    for process in found.processes:
-        process.terminate()
-    for process in found.processes:
-        process.wait(_WAIT_S)
+    with spark_cluster(tmp_path_factory.mktemp("cluster")) as url:
+        yield url
 
 
 def config(cluster):
-    return EngineConfig(engine=cluster.url, spark=SETTINGS)
+    return EngineConfig(engine=cluster, spark=SETTINGS)
 
 
 @pytest.fixture
@@ -196,7 +149,7 @@ def test_the_work_of_a_killed_executor_is_done_by_another(engine, documents, tmp
 def test_the_whole_chain_gives_the_same_bytes(cluster, tmp_path):
     write_inputs(tmp_path)
     run_recipe(recipe(tmp_path, "local", 1))
-    run_recipe(recipe(tmp_path, "spark", 0, engine=cluster.url, spark={**SETTINGS}))
+    run_recipe(recipe(tmp_path, "spark", 0, engine=cluster, spark={**SETTINGS}))
     stages = [name for name in DATA_STAGES if (tmp_path / "local" / name).is_dir()]
     assert len(stages) == 7
     for stage in stages:
@@ -215,7 +168,7 @@ def test_a_cluster_that_cannot_work_is_named(cluster, tmp_path, monkeypatch):
     ):
         engine.put(pa.table({"a": [1]}), tmp_path / "put")
     monkeypatch.setattr("puna.data.engine.spark_session._EXECUTOR_WAIT_S", 3.0)
-    greedy = EngineConfig(engine=cluster.url, memory_mib=500_000)
+    greedy = EngineConfig(engine=cluster, memory_mib=500_000)
     with (
         open_engine(greedy, tmp_path / "scratch") as engine,
         pytest.raises(PunaError, match="gave no executor"),
