@@ -11,6 +11,7 @@ from puna.cli.common import load_stages, stage_group
 from puna.cli.data_classifier import classifier
 from puna.cli.data_compare import diff, try_filter
 from puna.cli.data_embedder import embedder
+from puna.cli.data_export import count, export
 from puna.cli.data_label import label
 from puna.cli.data_report import data_report
 
@@ -24,6 +25,8 @@ data = stage_group("data", "Sources, filters, deduplication, split; why a docume
 data.add_command(classifier)
 data.add_command(embedder)
 data.add_command(label)
+data.add_command(count)
+data.add_command(export)
 data.add_command(try_filter)
 data.add_command(diff)
 data.add_command(data_report)
@@ -160,9 +163,9 @@ def _reasons_table(found: Funnel) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("meaning")
     for row in found.rows:
-        for reason, count in row.rejected.items():
+        for reason, one in row.rejected.items():
             table.add_row(
-                row.stage, row.source, reason, f"{count.docs:,}", format_bytes(count.n_bytes),
+                row.stage, row.source, reason, f"{one.docs:,}", format_bytes(one.n_bytes),
                 meaning_of(reason),
             )  # fmt: skip
     return table
