@@ -19,6 +19,7 @@ from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
 from puna.core.recipe import resolve
 from puna.data.decontaminate import DecontaminateConfig, decontaminate
+from puna.data.decontaminate.both import union
 from puna.data.decontaminate.examples import EvalSetConfig, Example, read_examples, sets_state
 from puna.data.decontaminate.grouping import group_hits, merge_spans
 from puna.data.decontaminate.index import NgramRule, build_index, hash_index, load_index
@@ -231,7 +232,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path):
                                                          "short_words": 9}}})  # fmt: skip
     with pytest.raises(PunaError, match="unknown matcher 'embed'"):
         run(tmp_path, {"a": "b"}, [write_set(tmp_path, [{"text": LONG}])], "m", method="embed")
-    assert set(MATCHERS) == {"ngrams", "embedding"}
+    assert set(MATCHERS) == {"ngrams", "embedding", "ngrams+embedding"}
 
 
 def plain_hits(texts, examples, ngram, short):
@@ -366,6 +367,38 @@ def test_paraphrases_are_found_where_ngrams_find_none(tmp_path, embedder):
     cut = {row["path"]: row["text"] for row in kept_rows(out)}["ö"]
     assert spoken(2, form=1) not in cut
     assert cut.startswith("ööö ")
+
+
+def test_both_methods_together_find_what_either_finds(tmp_path, embedder):
+    examples = [{"text": spoken(1)}, {"text": LONG}]
+    texts = {
+        "clean": talk(9),
+        "told": f"{talk(1)} {spoken(1, form=1)}",
+        "copy": f"{LONG} {talk(2)}",
+    }
+    common = {"embedder": str(embedder), "threshold": 0.95, "method": "ngrams+embedding"}
+    one = write_set(tmp_path, examples)
+    out, metrics = run(tmp_path, texts, [one], min_coverage=0.5, **common)
+    verdicts = {r["path"]: (r["reason"], r["threshold"], r["detail"]) for r in rejected_rows(out)}
+    assert verdicts == {
+        "told": ("decontaminate.meaning", 0.95, "set#0"),
+        "copy": ("decontaminate.match", 0.5, "set#1"),
+    }
+    assert {hit["method"] for hit in hits_of(out)} == {"ngrams", "embedding"}
+    assert metrics["sets"]["set"]["contaminated"] == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=12), st.data())
+def test_the_union_of_spans_covers_the_bytes_of_both(pairs, data):
+    part = data.draw(st.integers(0, len(pairs)))
+    sides = [union([], [n for a, size in sorted(some) for n in (a, a + size)])
+             for some in (pairs[:part], pairs[part:])]  # fmt: skip
+    joined = union(*sides)
+    covered = {b for a, size in pairs for b in range(a, a + size)}
+    assert joined == sorted(set(joined))
+    assert {
+        b for a, z in zip(joined[::2], joined[1::2], strict=True) for b in range(a, z)
+    } == covered
 
 
 def test_a_field_of_an_example_is_found_alone(tmp_path, embedder):

@@ -35,12 +35,13 @@ HIT_TYPE = pa.struct(
         pa.field("end", pa.int64()),
         pa.field("text", pa.string()),
         pa.field("counts", pa.bool_()),
+        pa.field("method", pa.string()),
     ]
 )
 """An example in a document: its set and the number of its record, the share of its words that the
 document has in common with it (or, of method `embedding`, the cosine), bytes of the document and
 text of the longest piece in common (at most :data:`SHOWN_BYTES` of it), and whether the coverage is
-enough."""
+enough; the method that found it."""
 
 MATCH_SCHEMA = pa.schema(
     [
@@ -206,6 +207,7 @@ class MatchKernel:
             pa.array(pairs.end[order]),
             pa.array([raw.decode("utf-8", "ignore") for raw in shown], pa.string()),
             pa.array(counts[order]),
+            pa.array(["ngrams"] * len(order), pa.string()),
         ]
         hits = pa.StructArray.from_arrays(columns, fields=list(HIT_TYPE))
         arrays = [
@@ -227,9 +229,7 @@ class DecontaminateKernel:
 
     Attributes:
         action: ``drop`` or ``cut``.
-        reason: Of drops.
-        min_coverage: Share of an example's words (or cosine) from which a hit counts; the threshold
-            of drops.
+        limits: Method -> coverage or cosine from which its hits count, the threshold of drops.
         window_chars: Characters cut before and behind each piece in common.
         min_piece_chars: Shorter pieces between two cuts are cut, too.
         max_pieces: Documents that fall into more pieces are dropped.
@@ -237,8 +237,7 @@ class DecontaminateKernel:
     """
 
     action: str
-    reason: str
-    min_coverage: float
+    limits: tuple[tuple[str, float], ...]
     window_chars: int
     min_piece_chars: int
     max_pieces: int
@@ -264,7 +263,8 @@ class DecontaminateKernel:
             best = next(hit for hit in batch.column("hits")[row].as_py() if hit["counts"])
             detail = f"{best['set']}#{best['example']}"
             if self.action == "drop":
-                verdicts[row] = (self.reason, best["coverage"], self.min_coverage, detail)
+                limit = dict(self.limits).get(best["method"], 0.0)
+                verdicts[row] = (reason_of(best["method"]), best["coverage"], limit, detail)
                 continue
             text = batch.column("text")[row].as_py()
             spans = np.array(batch.column("spans")[row].as_py(), np.int64).reshape(-1, 2)
@@ -291,6 +291,11 @@ class DecontaminateKernel:
             at = max(at, end + self.window_chars)
         pieces.append(text[at:])
         return [piece for piece in pieces if len(piece) >= max(self.min_piece_chars, 1)]
+
+
+def reason_of(method: str) -> str:
+    """Return the reason code of what a method drops."""
+    return "decontaminate.meaning" if method == "embedding" else "decontaminate.match"
 
 
 def _replaced(texts: pa.Array, new: dict[int, str]) -> pa.Array:

@@ -148,6 +148,7 @@ class MeaningKernel:
             pa.array([place[1] for place in places], pa.int64()),
             pa.array([place[2] for place in places], pa.string()),
             pa.array(np.ones(len(order), bool)),
+            pa.array(["embedding"] * len(order), pa.string()),
         ]
         hits = pa.StructArray.from_arrays(columns, fields=list(HIT_TYPE))
         documents, spans = _merged(found, texts)

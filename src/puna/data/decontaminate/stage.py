@@ -53,8 +53,8 @@ class DecontaminateConfig(EngineConfig):
     sets: tuple[EvalSetConfig, ...] = Field(min_length=1)
     """The evaluation sets; each has its own name."""
     method: str = "ngrams"
-    """How examples are found: `ngrams` (words, exact), `embedding` (the same in other words) or a
-    matcher of a plugin."""
+    """How examples are found: `ngrams` (words, exact), `embedding` (the same in other words), both
+    (`ngrams+embedding`) or a matcher of a plugin."""
     embedder: str = ""
     """embedding: folder of the embedder, a static one (`puna data embedder distil`) or a
     sentence-transformers encoder."""
@@ -107,8 +107,11 @@ class DecontaminateConfig(EngineConfig):
     def _known_method(self) -> DecontaminateConfig:
         if self.short_words > self.ngram:
             raise ValueError(f"short_words ({self.short_words}) is above ngram ({self.ngram})")
-        if (self.method == "embedding") != bool(self.embedder):
-            raise ValueError('method = "embedding" and `embedder` go together; give both or none')
+        by_meaning = self.method in ("embedding", "ngrams+embedding")
+        if by_meaning != bool(self.embedder):
+            raise ValueError(
+                "a method with embedding and `embedder` go together; give both or none"
+            )
         if self.embedder and (self.threshold is None) != bool(self.negatives):
             raise ValueError("give a `threshold` of the cosine, or `negatives` that set it")
         return self
@@ -147,6 +150,7 @@ def decontaminate(
     Raises:
         PunaError: A set's file is missing, damaged, or has a record without the field.
     """
+    from puna.data.decontaminate.both import BothKernel
     from puna.data.decontaminate.examples import read_examples
     from puna.data.decontaminate.matching import MATCHERS, DecontaminateKernel
     from puna.data.decontaminate.meaning import MeaningKernel
@@ -169,11 +173,12 @@ def decontaminate(
         )
         require_documents(scanned.rows_in, "data.decontaminate", "the stage before it")
         hits = _write_hits(engine, engine.read(work / "matches" / ROWS_DIR), examples, work)
-        reason, limit = "decontaminate.match", cfg.min_coverage
+        limits = {cfg.method: cfg.min_coverage, "ngrams": cfg.min_coverage}
+        kernel = kernel.meaning if isinstance(kernel, BothKernel) else kernel
         if isinstance(kernel, MeaningKernel):
-            reason, limit = "decontaminate.meaning", kernel.threshold
+            limits["embedding"] = kernel.threshold
         judge = DecontaminateKernel(
-            cfg.action, reason, limit, cfg.window_chars, cfg.min_piece_chars, cfg.max_pieces,
+            cfg.action, tuple(limits.items()), cfg.window_chars, cfg.min_piece_chars, cfg.max_pieces,
             cfg.min_left_bytes,
         )  # fmt: skip
         manifest = engine.judge(
@@ -183,7 +188,7 @@ def decontaminate(
             sets[row.pop("set")].update(row)
     os.replace(work / "hits" / shard_name(0), out / HITS_FILE)
     remove_tree(work)
-    found = {"threshold": limit} if cfg.embedder else {}
+    found = {"threshold": limits["embedding"]} if cfg.embedder else {}
     return {**step_metrics(manifest, started_s, events), **found, "sets": sets}
 
 
@@ -209,8 +214,10 @@ def _write_hits(
     """Write one row per document and example, with the text of both."""
     import pyarrow as pa
 
+    from puna.data.decontaminate.matching import HIT_TYPE
+
     rows = matches.select("id", "source", "path", hit=matches.hits.unnest())
-    names = ("set", "example", "coverage", "start", "end", "text", "counts")
+    names = tuple(field.name for field in HIT_TYPE)
     rows = rows.select("id", "source", "path", **{name: rows.hit[name] for name in names})
     table = pa.table({
         "set": pa.array([one.set_name for one in examples], pa.string()),

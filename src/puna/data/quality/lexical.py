@@ -126,7 +126,8 @@ def _byte_features(data: Array, k: Int, first: Int, last: Int, kind: Int, row: A
     row[1] += kind == _CODE
     row[5] += kind == _OPERATOR
     row[8] += byte == 0x3F
-    row[4] += byte == 0x24 or (byte == 0x5C and 0x61 <= after <= 0x7A)
+    is_command = 0x61 <= after <= 0x7A or after in (0x28, 0x5B)  # \alpha \( \[
+    row[4] += byte == 0x24 or (byte == 0x5C and is_command)
     # Greek letters, and the operators from U+2200 to 22FF
     row[5] += byte in (0xCE, 0xCF) or (byte == 0xE2 and 0x88 <= after <= 0x8B)
     if k == first:
