@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ TOKENS_COLUMN = "n_tokens"
 """Tokens of each document, once a tokenizer has counted them."""
 _COLUMNS = ("source", "path", "metadata", "n_bytes", TOKENS_COLUMN)
 SEGMENT_WORDS = 1000
-_MAX_SEGMENTS = 2000
+_WORD_DOCS, _WORD_CHARS = 5000, 10_000
 _MAX_LISTED = 12
 _HOST = r'(?i)(?:^|"url":")https?://(?:www\.)?(?P<host>[^/":?#\\]+)'
 
@@ -57,8 +57,8 @@ class Corpus:
         self.sources, self.hosts = dict(sorted(sources.items())), hosts
         self.sampled = _Measures()
         if sample is not None:
-            for table in _texts(stage, sample):
-                self.sampled.add(table)
+            for positions, table in _texts(stage, sample):
+                self.sampled.add(positions, table)
 
     def to_json(self, before: Corpus | None = None) -> dict[str, Any]:
         """Return the numbers; without a document the means are None.
@@ -118,23 +118,18 @@ def _ranked(counts: Counter[str]) -> list[str]:
     return sorted(counts, key=lambda name: (-counts[name], name))
 
 
-def _texts(stage: DataStage, sample: Sample) -> list[pa.Table]:
-    """Return the sampled documents in the order of rank, as the stage holds them."""
+def _texts(stage: DataStage, sample: Sample) -> Iterator[tuple[list[int], pa.Table]]:
+    """Yield positions in the sample and the documents as the stage holds them."""
+    wanted: dict[tuple[Place, int], dict[int, int]] = {}
     places = sample.rows.select(["place", "shard", "row"]).to_pylist()
-    wanted: dict[tuple[Place, int], set[int]] = {}
-    for one in places:
-        wanted.setdefault((one["place"], one["shard"]), set()).add(one["row"])
-    tables, found = [], dict[tuple[Place, int, int], int]()
+    for position, one in enumerate(places):
+        wanted.setdefault((one["place"], one["shard"]), {})[one["row"]] = position
     for (place, index), rows in sorted(wanted.items()):
         shard = stage.shards[place][index]
-        for _, first, table in row_groups(shard, ["path", "text"], rows):
-            here = sorted(row for row in rows if first <= row < first + table.num_rows)
-            for row in here:
-                found[place, index, row] = len(found)
-            tables.append(table.take(pa.array([row - first for row in here])))
-    order = [found[one["place"], one["shard"], one["row"]] for one in places]
-    whole = pa.concat_tables(tables).combine_chunks()
-    return [whole.take(pa.array(order[low : low + 1024])) for low in range(0, len(order), 1024)]
+        for _, first, table in row_groups(shard, ["path", "text"], set(rows)):
+            here = [row for row in range(first, first + table.num_rows) if row in rows]
+            taken = table.take(pa.array([row - first for row in here]))
+            yield [rows[row] for row in here], taken.combine_chunks()
 
 
 class _Measures:
@@ -145,40 +140,44 @@ class _Measures:
         self.languages: Counter[str] = Counter()
         self.code: Counter[str] = Counter()
         self._texts: Counter[int] = Counter()
-        self._words: list[str] = []
-        self._distinct: list[int] = []
+        self._starts: dict[int, str] = {}
 
-    def add(self, table: pa.Table) -> None:
-        """Take documents in, in the order of rank."""
+    def add(self, positions: list[int], table: pa.Table) -> None:
+        """Take documents in, with their positions in the sample."""
         strings = table["text"].to_pylist()
         texts = texts_of(table["text"])
         self.n_docs += len(strings)
         codes, _ = identify(texts, np.ones(len(strings), bool))
         plain = normalised(texts)
-        for row, text in enumerate(strings):
+        for row, (position, text) in enumerate(zip(positions, strings, strict=True)):
             self._texts[xxhash.xxh3_64_intdigest(plain.bytes_of(row))] += 1
             language = language_of(table["path"][row].as_py(), text)
             if language is None:
-                self.languages[codes[row]] += 1
+                self.languages[codes[row] or "unknown"] += 1
             else:
                 self.code[language] += 1
-            if len(self._distinct) < _MAX_SEGMENTS:
-                self._add_words(text)
+            if position < _WORD_DOCS:
+                self._starts[position] = text[:_WORD_CHARS]
 
-    def _add_words(self, text: str) -> None:
-        self._words += text.lower().split()
-        while len(self._words) >= SEGMENT_WORDS and len(self._distinct) < _MAX_SEGMENTS:
-            self._distinct.append(len(set(self._words[:SEGMENT_WORDS])))
-            del self._words[:SEGMENT_WORDS]
+    def _distinct_words(self) -> list[int]:
+        """Count the distinct words of segments of running words, in the order of the sample."""
+        distinct: list[int] = []
+        words: list[str] = []
+        for position in sorted(self._starts):
+            words += self._starts[position].lower().split()
+            while len(words) >= SEGMENT_WORDS:
+                distinct.append(len(set(words[:SEGMENT_WORDS])))
+                del words[:SEGMENT_WORDS]
+        return distinct
 
     def to_json(self, before: _Measures | None) -> dict[str, Any]:
         """Return the measures; None for those that need more text."""
-        n = max(self.n_docs, 1)
+        n, distinct = max(self.n_docs, 1), self._distinct_words()
         copies = sum(count - 1 for count in self._texts.values())
         return {
             "docs": self.n_docs,
-            "distinct_words_per_1000": float(np.mean(self._distinct)) if self._distinct else None,
-            "n_segments": len(self._distinct),
+            "distinct_words_per_1000": float(np.mean(distinct)) if distinct else None,
+            "n_segments": len(distinct),
             "copies": copies,
             "copies_share": copies / n,
             "code_docs": sum(self.code.values()),
