@@ -178,8 +178,8 @@ def decontaminate(
         if isinstance(kernel, MeaningKernel):
             limits["embedding"] = kernel.threshold
         judge = DecontaminateKernel(
-            cfg.action, tuple(limits.items()), cfg.window_chars, cfg.min_piece_chars, cfg.max_pieces,
-            cfg.min_left_bytes,
+            cfg.action, tuple(limits.items()), cfg.window_chars, cfg.min_piece_chars,
+            cfg.max_pieces, cfg.min_left_bytes,
         )  # fmt: skip
         manifest = engine.judge(
             "data.decontaminate", documents, out, judge, side=work / "matches" / ROWS_DIR
