@@ -17,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.cli.main import entry
+from puna.core.artifact import write_record
 from puna.core.errors import PunaError
 from puna.core.recipe import resolve
 from puna.core.run import run_recipe
 from puna.data import filter as filter_stage
 from puna.data import split as split_stage
 from puna.data.dedup import stage as dedup_stage
+from puna.data.engine.shards import write_shard
 from puna.data.filters.batch import TextBatch
 from puna.data.filters.profiles import PROFILES
 from puna.data.lines import stage as lines_stage
@@ -32,6 +34,7 @@ from puna.data.report.histogram import histogram
 from puna.data.report.marks import find_offending
 from puna.data.report.sample import Lowest
 from puna.data.safety import stage as safety_stage
+from puna.data.schema import shard_name
 from puna.data.testing import kept_rows, make_documents, rejected_rows
 from puna.ui.report.data_page import collect_page, render_page
 
@@ -291,6 +294,45 @@ def test_runs_without_rejections_or_documents_or_stages(tmp_path: Path) -> None:
         collect_page(tmp_path, Settings())
     with pytest.raises(PunaError, match="there is no run"):
         collect_page(tmp_path / "missing", Settings())
+
+
+def test_scores_are_told_apart_by_their_scorers(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "data.quality"
+    scores = np.arange(10) / 10
+    rows = {
+        "id": [f"{i:032x}" for i in range(10)], "source": ["a", "b"] * 5, "path": ["p"] * 10,
+        "text": ["text"] * 10, "metadata": ["{}"] * 10, "n_bytes": [4] * 10,
+        "good": scores, "bits": 3 - scores,
+    }  # fmt: skip
+    table = pa.table(rows)
+    verdict = {"step": ["data.quality"] * 3, "reason": ["quality.low"] * 2 + ["quality.high"],
+               "value": [0.0, 0.1, 2.8], "threshold": [0.2, 0.2, 2.75],
+               "detail": ["good", "good", "bits"]}  # fmt: skip
+    rejected = table.slice(0, 3)
+    for name, column in verdict.items():
+        rejected = rejected.append_column(name, pa.array(column))
+    for place, part in (("documents", table.slice(3)), ("rejected", rejected)):
+        (folder / place).mkdir(parents=True)
+        write_shard(folder / place / shard_name(0), part)
+    use = {"sources": [], "min": None, "max": None, "pareto_alpha": None}
+    config = {"scorers": {"good": {**use, "min": 0.2}, "bits": {**use, "sources": ["a"]}}}
+    summary = {"good": {"task": "binary", "share_thresholds": {}},
+               "bits": {"task": "bits", "share_thresholds": {"a": 2.75}}}  # fmt: skip
+    record = {"stage": "data.quality", "fingerprint": "f", "config": config, "inputs": {},
+              "metrics": {"scorers": summary}}  # fmt: skip
+    write_record(folder, record)
+    value = collect_page(tmp_path / "run", Settings(margin=1))
+    good, bits = stage_of(value, "data.quality")["signals"]
+    count = {name: sum(part) for name, part in good["histogram"]["counts"].items()}
+    assert count == {"kept": 7, "rejected_here": 2, "rejected_otherwise": 1}
+    count = {name: sum(part) for name, part in bits["histogram"]["counts"].items()}
+    assert count == {"kept": 7, "rejected_here": 1, "rejected_otherwise": 2}
+    assert good["checks"][0]["kept"][0]["value"] == 0.3
+    assert bits["checks"][0]["thresholds"] == [{"value": 2.75, "sources": ["a"]}]
+    assert bits["checks"][0]["kept"][0]["value"] == 3 - 0.4  # of source a, the next that passes
+    total = stage_of(value, "data.quality")["total"]  # counted, as the metrics have no flow
+    assert (total["in_docs"], total["kept_docs"], total["conserved"]) == (10, 7, True)
+    assert "data.quality" in render_page(value)
 
 
 def test_lists_that_are_gone_are_told(tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ def _signal(
     kept = sample.kept
     reasons = np.asarray(sample.rows["reason"].to_pylist(), object)
     here = np.isin(reasons.astype(str), signal.reasons) & ~kept
+    if signal.detail is not None and "detail" in sample.rows.column_names:
+        here &= np.asarray(sample.rows["detail"].to_pylist(), object) == signal.detail
     other = ~kept & ~here
     limits = [_thresholds(check, sample) for check in signal.checks]
     marks = [one["value"] for found in limits for one in found]

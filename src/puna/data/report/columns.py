@@ -27,10 +27,13 @@ _LIMITS = {"similarity": "near", "cosine": "threshold", "coverage": "min_coverag
 
 def columns_of(stage: DataStage) -> list[str]:
     """Name the columns that :func:`column_signals` reads."""
-    known = set(stage.columns("kept"))
-    wanted = [*stage.artifact.config.get("scorers", {}), "n_bytes", "lines_cut", "bytes_cut"]
-    if stage.name not in ("data.quality", "data.lines"):
-        return []
+    if stage.name == "data.quality":
+        wanted = [*stage.artifact.config["scorers"], "detail"]
+    elif stage.name == "data.lines":
+        wanted = ["n_bytes", "lines_cut", "bytes_cut"]
+    else:
+        wanted = ["detail"] if stage.name == "data.safety" else []
+    known = {*stage.columns("kept"), *stage.columns("rejected")}
     return [name for name in wanted if name in known]
 
 
@@ -69,7 +72,7 @@ def _scores(stage: DataStage, sample: Sample) -> list[Signal]:
             nothing = np.full(len(values), np.nan)
             reasons = np.asarray(sample.rows["reason"].to_pylist(), object)
             checks.append(Check("quality.sampled", None, nothing, reasons == "quality.sampled"))
-        signals.append(Signal(name, values, checks, title=name))
+        signals.append(Signal(name, values, checks, title=name, detail=name))
     return signals
 
 

@@ -7,7 +7,7 @@ every document, and filters that rewrite hand their text on to those behind them
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -54,12 +54,14 @@ class Signal:
         values: Per document of the sample; NaN where it was not measured.
         checks: What the number is compared with.
         title: What it is called when it has no check.
+        detail: Name by which rejections tell it from other signals with the same reasons.
     """
 
     group: str
     values: np.ndarray
     checks: list[Check]
     title: str = ""
+    detail: str | None = None
 
     @property
     def reasons(self) -> list[str]:
@@ -214,4 +216,6 @@ def measure_safety(stage: DataStage, sample: Sample) -> Measured:
             scores = model.scores(texts)
             failed = (scores > model.use.max) & ~np.isin(sources, list(model.use.except_sources))
             models[model.name].add(where, Finding("safety.model", scores, model.use.max, failed))
-    return Measured([one.signal() for one in (*found.values(), *models.values())], [None] * n)
+    signals = [one.signal() for one in found.values()]
+    signals += [replace(one.signal(), detail=name) for name, one in models.items()]
+    return Measured(signals, [None] * n)

@@ -108,18 +108,16 @@ def _shown_sources(stage: dict[str, Any]) -> list[str]:
 
 def _margins(stage: dict[str, Any]) -> list[dict[str, Any]]:
     """Join what was rejected and what was kept beside the threshold of each reason."""
-    kept = {
-        check["reason"]: check["kept"]
-        for signal in stage["signals"]
-        for check in signal["checks"]
-        if check["kept"]
-    }
-    joined = [
-        {**reason, "kept": kept.pop(reason["reason"], None)}
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for signal in stage["signals"]:
+        for check in signal["checks"]:
+            if check["fails"] is not None:
+                kept.setdefault(check["reason"], []).extend(check["kept"])
+    return [
+        {**reason, "kept": kept.get(reason["reason"])}
         for reason in stage["reasons"]
         if reason["rejected"]
     ]
-    return joined
 
 
 def _figures(value: dict[str, Any]) -> dict[str, Markup]:
