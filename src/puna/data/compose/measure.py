@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from puna.data.compose.solve import Part
     from puna.data.engine import Engine
 
+_EPSILON = 1e-9
 GroupKey = tuple[str, int, tuple[str, ...]]
 """Split, part, values of the ``by`` columns."""
 
@@ -46,6 +47,44 @@ def group_sums(engine: Engine, rows: ir.Table, n_by: int) -> list[dict[str, Any]
     ]  # fmt: skip
 
 
+def fixed_reads(
+    engine: Engine, rows: ir.Table, factors: Mapping[int, float], folder: Path
+) -> dict[int, int]:
+    """Return the tokens that parts with a fixed factor read: part -> tokens, copies counted.
+
+    Args:
+        engine: The engine.
+        rows: Rows of the groups kernel.
+        factors: Part -> factor.
+        folder: Gets the factors as a table.
+    """
+    if not factors:
+        return {}
+    table = _part_table({index: _cut(factor) for index, factor in factors.items()})
+    joined = rows.filter(rows.split_name == TRAIN).inner_join(engine.put(table, folder), "part")
+    times = joined.base + (joined.draw < joined.threshold).cast("int64")
+    sums = joined.group_by("part").agg(reads=(joined.tokens * times).sum())
+    return {row["part"]: row["reads"] for row in engine.collect(sums, ["part"]).to_pylist()}
+
+
+def _cut(factor: float) -> tuple[int, float]:
+    """Cut a factor into whole repetitions and the probability of one more."""
+    whole = math.floor(factor + _EPSILON)
+    rest = factor - whole
+    return whole, rest if rest > _EPSILON else 0.0
+
+
+def _part_table(parts: Mapping[int, tuple[int, float]]) -> pa.Table:
+    """Return the table part, base, threshold."""
+    import pyarrow as pa
+
+    base, threshold = zip(*parts.values(), strict=True)
+    return pa.table({
+        "part": pa.array(list(parts), pa.int32()), "base": pa.array(base, pa.int64()),
+        "threshold": pa.array(threshold, pa.float64()),
+    })  # fmt: skip
+
+
 def part_thresholds(
     engine: Engine, rows: ir.Table, parts: Sequence[Part], folder: Path
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -67,9 +106,7 @@ def part_thresholds(
     import ibis
     import pyarrow as pa
 
-    base = [math.floor(part.factor + 1e-9) for part in parts]
-    limit = [max(0.0, part.factor - whole) for part, whole in zip(parts, base, strict=True)]
-    limit = [0.0 if one < 1e-9 else one for one in limit]
+    base, limit = map(list, zip(*(_cut(part.factor) for part in parts), strict=True))
     wanted = {
         index: limit[index] * part.n_tokens
         for index, part in enumerate(parts)
@@ -90,13 +127,7 @@ def part_thresholds(
         limit = [1.0 if index in wanted else one for index, one in enumerate(limit)]
         for row in first.to_pylist():
             limit[row["part"]] = row["draw"]
-    engine.put(
-        pa.table({
-            "part": pa.array(range(len(parts)), pa.int32()), "base": pa.array(base, pa.int64()),
-            "threshold": pa.array(limit, pa.float64()),
-        }),
-        folder,
-    )  # fmt: skip
+    engine.put(_part_table(dict(enumerate(zip(base, limit, strict=True)))), folder)
     return tuple(base), tuple(limit)
 
 

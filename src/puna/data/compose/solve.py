@@ -27,6 +27,8 @@ class Part:
         n_tokens: Tokens of its training documents, each once.
         share: Asked share of all tokens read; None for none.
         fixed: Asked factor (a sampling rate or a repetition); None for none.
+        reads: Tokens that a fixed factor reads (draws decide, so not exactly factor * tokens);
+            None: as many as the factor says.
         limit: Highest factor.
         factor: The solution.
     """
@@ -35,12 +37,15 @@ class Part:
     n_tokens: int
     share: float | None = None
     fixed: float | None = None
+    reads: float | None = None
     limit: float = 4.0
     factor: float = 0.0
 
     @property
     def target(self) -> float:
         """Tokens to read."""
+        if self.reads is not None:
+            return self.reads
         return self.factor * self.n_tokens
 
     @property
@@ -69,7 +74,11 @@ def solve(
     Raises:
         PunaError: Fixed parts and shares exceed the budget, or leave a rest that nothing takes.
     """
-    fixed = sum(part.n_tokens * part.fixed for part in parts if part.fixed is not None)
+    fixed = sum(
+        part.n_tokens * part.fixed if part.reads is None else part.reads
+        for part in parts
+        if part.fixed is not None
+    )
     loose = [part for part in parts if part.fixed is None and part.n_tokens]
     total = budget if budget is not None else fixed + sum(part.n_tokens for part in loose)
     asked = sum(part.share or 0.0 for part in loose)

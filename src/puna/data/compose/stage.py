@@ -13,6 +13,7 @@ reads a document ``repeat`` times in every pass over its source.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +48,7 @@ class GroupRule(Config):
     share: float | None = Field(default=None, ge=0, le=1)
     """Share of all tokens that training reads in one pass."""
     rate: float | None = Field(default=None, ge=0, le=1)
-    """Share of these documents that is kept, whatever that gives."""
+    """Share of these documents that is kept, whatever that gives in tokens."""
     repeat: float | None = Field(default=None, ge=1)
     """How often each is read: 1.5 reads all of them once and half of them twice."""
     max_epochs: float | None = Field(default=None, gt=0)
@@ -126,7 +127,7 @@ def compose_documents(cfg: ComposeConfig, inputs: Artifacts, out: Path, events: 
             budget, or, when ``strict``, cannot be reached.
     """
     from puna.data.compose.kernels import ComposeKernel, GroupKernel
-    from puna.data.compose.measure import group_sums, part_thresholds, reached
+    from puna.data.compose.measure import fixed_reads, group_sums, part_thresholds, reached
 
     started_s = time.monotonic()
     documents, work = documents_of(inputs["documents"]), out / WORK_DIR
@@ -141,7 +142,8 @@ def compose_documents(cfg: ComposeConfig, inputs: Artifacts, out: Path, events: 
         require_documents(placed.rows_in, "data.compose", "data.split")
         rows = engine.read(work / "groups" / ROWS_DIR)
         sums = group_sums(engine, rows, len(cfg.by))
-        parts = _solve(cfg, sums)
+        factors = {i: rule.fixed for i, rule in enumerate(cfg.groups) if rule.fixed is not None}
+        parts = _solve(cfg, sums, fixed_reads(engine, rows, factors, work / "fixed"))
         missed = _missed(cfg, parts)
         base, threshold = part_thresholds(engine, rows, parts, work / "parts")
         manifest = engine.judge(
@@ -206,7 +208,7 @@ def _name(rule: GroupRule) -> str:
     return ", ".join(f"{column}={value}" for column, value in rule.match.items())
 
 
-def _solve(cfg: ComposeConfig, sums: list[dict[str, Any]]) -> list[Part]:
+def _solve(cfg: ComposeConfig, sums: list[dict[str, Any]], reads: Mapping[int, int]) -> list[Part]:
     """Make the parts of the rules and find their factors.
 
     Raises:
@@ -227,8 +229,15 @@ def _solve(cfg: ComposeConfig, sums: list[dict[str, Any]]) -> list[Part]:
                 f"values of {', '.join(cfg.by)} here: {'; '.join(known)}",
             )
     parts = [
-        Part(_name(rule), n, rule.share, rule.fixed, rule.max_epochs or cfg.max_epochs)
-        for rule, n in zip(cfg.groups, tokens, strict=False)
+        Part(
+            _name(rule),
+            tokens[index],
+            rule.share,
+            rule.fixed,
+            reads.get(index),
+            rule.max_epochs or cfg.max_epochs,
+        )
+        for index, rule in enumerate(cfg.groups)
     ]
     parts.append(Part(REST, tokens[-1], limit=cfg.max_epochs))
     return solve(parts, cfg.budget_tokens, cfg.shortfall)

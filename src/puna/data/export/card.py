@@ -299,7 +299,8 @@ def _rebuild(corpus: Corpus) -> dict[str, Any]:
         stages = {"tokens.train": Artifact(tokenizer), **stages}
     for stage, artifact in stages.items():
         layer, _, step = stage.partition(".")
-        recipe.setdefault(layer, {})[step] = toml_values(clean(artifact.config))
+        config = {k: v for k, v in clean(artifact.config).items() if k not in _EXECUTION}
+        recipe.setdefault(layer, {})[step] = toml_values(config)
     last = corpus.artifact.record
     return {
         "recipe": recipe,

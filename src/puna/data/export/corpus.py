@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +21,8 @@ from puna.data.stagework import documents_of
 
 LICENCE = "licence"
 _LICENCE_NAMES = ("licence", "license")
+_UNKNOWN = frozenset(("", "unknown", "none", "null", "n/a", "noassertion", "?"))
+"""What sources write when they do not know the licence, in small letters (ours)."""
 TOKEN_STAGE = "tokens.count"
 
 
@@ -101,7 +104,7 @@ def licences(table: pa.Table | pa.RecordBatch) -> list[str | None]:
     found: list[str | None] = []
     seen: dict[str, str | None] = {}
     for own, metadata in zip(given, table.column("metadata").to_pylist(), strict=True):
-        if own:
+        if _is_known(own):
             found.append(str(own))
             continue
         if metadata not in seen:
@@ -121,5 +124,11 @@ def _in_metadata(metadata: str) -> str | None:
     if not any(name in metadata for name in _LICENCE_NAMES):
         return None
     values = json.loads(metadata)
-    value = next((values[name] for name in _LICENCE_NAMES if values.get(name)), None)
-    return ", ".join(map(str, value)) if isinstance(value, list) else value and str(value)
+    value = next((values[name] for name in _LICENCE_NAMES if _is_known(values.get(name))), None)
+    if isinstance(value, list):
+        value = ", ".join(str(one) for one in value if _is_known(one)) or None
+    return None if value is None else str(value)
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and str(value).strip().lower() not in _UNKNOWN

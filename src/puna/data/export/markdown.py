@@ -8,15 +8,14 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import tomli_w
 import yaml
 
 from puna.core.units import format_bytes, format_count
 from puna.data.export.plan import DATA_DIR, ExportFile
 
 MAX_ROWS = 40
-_MAX_CHARS = 240
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$^:@-])")
+_MAX_CHARS = 400
+_MARKS = re.compile(r"([\\`*_{}\[\]#!|~$@]|:(?=//)|(?<=www)\.)")
 _HTML = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;"})
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?")
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
@@ -84,10 +83,11 @@ def _header(card: Mapping[str, Any], files: Sequence[ExportFile]) -> str:
     }]  # fmt: skip
     header["dataset_info"] = {
         "splits": [
-            {"name": one, "num_examples": sums["rows"]}
+            {"name": one, "num_bytes": sums["text_bytes"], "num_examples": sums["rows"]}
             for one, sums in card["export"]["splits"].items()
         ],
         "download_size": card["export"]["bytes"],
+        "dataset_size": sum(one["text_bytes"] for one in card["export"]["splits"].values()),
     }
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
 
@@ -242,9 +242,13 @@ def _filters(card: Mapping[str, Any]) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
+    """Write settings on one line; of lists of texts only how many there are."""
     parts = []
     for name, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and len(value) > 3 and isinstance(value[0], str):
+            text = f"({len(value)} texts)"
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         parts.append(f"{name} = {text}")
     return "; ".join(parts) or "-"
 
@@ -303,12 +307,11 @@ def _rebuild(card: Mapping[str, Any]) -> str:
     found = card["rebuild"]
     code, packages = found["code"] or {}, found["packages"] or {}
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-    recipe = tomli_w.dumps(found["recipe"])
-    fence = "`" * (max((len(run) for run in re.findall(r"`+", recipe)), default=0) + 3)
-    rows = [(name, value) for name, value in found["fingerprints"].items()]
+    rows = list(found["fingerprints"].items())
     return (
-        "## How to rebuild\n\nSave the recipe below as `recipe.toml` and run `puna run "
-        "recipe.toml`, then `puna data export`. Credentials and query strings of URLs are left "
-        f"out.\n\npuna {code.get('puna')}, commit {cell(code.get('commit'))}; {cell(versions)}.\n\n"
-        f"{fence}toml\n{recipe}{fence}\n\n" + _table(("stage", "fingerprint"), rows, 2)
+        "## How to rebuild\n\nThe resolved recipe is in `recipe.toml`, without credentials and "
+        "query strings of URLs: `puna run recipe.toml`, then `puna data export`. Equal input and "
+        "versions give equal fingerprints.\n\n"
+        f"puna {cell(code.get('puna'))}, commit {cell(code.get('commit'))}; {cell(versions)}.\n\n"
+        + _table(("stage", "fingerprint"), rows, 2)
     )

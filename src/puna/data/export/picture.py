@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from puna.core.units import format_count
 from puna.data.export.markdown import plain
 
-WIDTH, LABEL_WIDTH, NUMBER_WIDTH, BAR_HEIGHT, GAP = 860, 210, 190, 16, 6
+WIDTH, LABEL_WIDTH, NUMBER_WIDTH, BAR_HEIGHT, GAP = 860, 230, 180, 16, 6
 MAX_BARS = 16
 ONCE, AGAIN = "#7a5c3e", "#d3b28c"
 _STYLE = (

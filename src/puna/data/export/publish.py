@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import tomli_w
 
 from puna.core.errors import PunaError
 from puna.core.fsio import commit_dir, hash_json, remove_tree, write_json, write_text
@@ -33,12 +34,12 @@ from puna.data.export.plan import (
 )
 from puna.data.export.write import export_schema, sha256, split_rows, with_copies, write_file
 
-MANIFEST, SUMS, CARD, README, PICTURE = (
-    "manifest.json", "SHA256SUMS", "card.json", "README.md", "composition.svg",
+MANIFEST, SUMS, CARD, README, PICTURE, RECIPE = (
+    "manifest.json", "SHA256SUMS", "card.json", "README.md", "composition.svg", "recipe.toml",
 )  # fmt: skip
 MANIFEST_KIND = "puna-export"
 _STATE, _MARKS = ".export.json", ".done"
-_PUBLISHED = frozenset({MANIFEST, SUMS, CARD, README, PICTURE, "data"})
+_PUBLISHED = frozenset({MANIFEST, SUMS, CARD, README, PICTURE, RECIPE, "data"})
 
 
 def export_run(
@@ -169,7 +170,7 @@ def _write_files(
                 given = rows.take(file.n_rows)
                 if COPY_COLUMN in columns:
                     given = map(with_copies, given)
-                n_rows = write_file(partial / file.name, file, given, schema)
+                n_rows, text_bytes = write_file(partial / file.name, file, given, schema)
                 if rows.at != file.first + file.n_rows:
                     raise PunaError(
                         f"{file.name}: {rows.at - file.first} documents instead of {file.n_rows}",
@@ -178,6 +179,7 @@ def _write_files(
                 path = partial / file.name
                 entry = {
                     "path": file.name, "split": file.split, "docs": file.n_rows, "rows": n_rows,
+                    "text_bytes": text_bytes,
                     "bytes": path.stat().st_size, "sha256": sha256(path),
                 }  # fmt: skip
                 write_json(mark, entry)
@@ -227,7 +229,9 @@ def _describe(
     """Write card, picture, manifest and checksums; return the manifest."""
     splits: dict[str, dict[str, int]] = {}
     for entry in entries:
-        sums = splits.setdefault(entry["split"], {"docs": 0, "rows": 0, "bytes": 0})
+        sums = splits.setdefault(
+            entry["split"], {"docs": 0, "rows": 0, "text_bytes": 0, "bytes": 0}
+        )
         for key in sums:
             sums[key] += entry[key]
     export = {
@@ -236,13 +240,17 @@ def _describe(
         "rows": sum(one["rows"] for one in splits.values()),
         "bytes": sum(one["bytes"] for one in splits.values()),
     }  # fmt: skip
-    card = {**collect_card(corpus, name or corpus.run_dir.resolve().name), "export": export}
+    card: dict[str, Any] = {
+        **collect_card(corpus, name or corpus.run_dir.resolve().name),
+        "export": export,
+    }
     write_json(partial / CARD, card)
+    write_text(partial / RECIPE, tomli_w.dumps(card["rebuild"]["recipe"]))
     write_text(partial / PICTURE, picture(card))
     write_text(partial / README, render(card, files, PICTURE))
     others = [
         {"path": one, "bytes": (partial / one).stat().st_size, "sha256": sha256(partial / one)}
-        for one in (CARD, PICTURE, README)
+        for one in (CARD, PICTURE, README, RECIPE)
     ]
     manifest = {
         "kind": MANIFEST_KIND, "schema_version": 1, "puna": VERSION,

@@ -65,7 +65,7 @@ def with_copies(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def write_file(
     path: Path, file: ExportFile, batches: Iterable[pa.RecordBatch], schema: pa.Schema
-) -> int:
+) -> tuple[int, int]:
     """Write one file; it appears complete, or not at all.
 
     Args:
@@ -75,9 +75,9 @@ def write_file(
         schema: Their columns.
 
     Returns:
-        Rows written.
+        Rows written, and the UTF-8 bytes of their texts.
     """
-    n_rows = 0
+    n_rows = n_bytes = 0
     with atomic_path(path) as temporary:
         if file.name.endswith(".parquet"):
             writer = ShardWriter(temporary, schema)
@@ -85,6 +85,7 @@ def write_file(
                 for batch in batches:
                     writer.write(batch)
                     n_rows += batch.num_rows
+                    n_bytes += _text_bytes(batch)
             except BaseException:
                 writer.abandon()
                 raise
@@ -96,7 +97,13 @@ def write_file(
                         text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
                         lines.write(text.encode() + b"\n")
                     n_rows += batch.num_rows
-    return n_rows
+                    n_bytes += _text_bytes(batch)
+    return n_rows, n_bytes
+
+
+def _text_bytes(batch: pa.RecordBatch) -> int:
+    sizes = pc.call_function("binary_length", [batch.column("text")])
+    return int(sum(sizes.to_pylist()))
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class ReportConfig(Config):
         "filter?": "data.filter",
         "dedup?": "data.dedup",
         "split?": "data.split",
+        "compose?": "data.compose",
         "tokenizer?": "tokens.train",
         "tokens?": "tokens.encode",
         "pretrain?": "train.pretrain",
