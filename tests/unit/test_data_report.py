@@ -257,6 +257,10 @@ def test_command_writes_page_and_numbers(
     assert page.read_text().startswith("<!doctype html>")
     assert str(page) in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "page.html"]
+    with pytest.raises(SystemExit) as end:
+        entry(["data", "report", str(run_dir), "--out", str(tmp_path / "nowhere" / "page.html")])
+    assert end.value.code == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_help_imports_no_torch() -> None:
@@ -294,6 +298,16 @@ def test_runs_without_rejections_or_documents_or_stages(tmp_path: Path) -> None:
         collect_page(tmp_path, Settings())
     with pytest.raises(PunaError, match="there is no run"):
         collect_page(tmp_path / "missing", Settings())
+
+
+def test_damaged_shard_is_named(tmp_path: Path) -> None:
+    made = make_documents(tmp_path / "run" / "data.ingest", rows_of(30))
+    shard = made.path / "documents" / shard_name(0)
+    content = bytearray(shard.read_bytes())
+    content[4:2000] = bytes(1996)
+    shard.write_bytes(content)
+    with pytest.raises(PunaError, match=r"part-00000.parquet: damaged"):
+        collect_data(tmp_path / "run", Settings())
 
 
 def test_scores_are_told_apart_by_their_scorers(tmp_path: Path) -> None:

@@ -45,16 +45,20 @@ def data_report(
     """
     import time
 
+    from puna.core.errors import PunaError
     from puna.core.progress import say
     from puna.core.units import format_bytes, format_duration
     from puna.data.report.collect import Settings
     from puna.ui.report.data_page import PAGE_FILE, collect_page, write_page
 
+    page = out or run_dir / PAGE_FILE
+    for path in (page, numbers):
+        if path is not None and run_dir.is_dir() and not path.parent.is_dir():
+            raise PunaError(f"there is no folder {path.parent}", f"make it first, for {path.name}")
     load_stages()  # plugins register filters and the meaning of their reasons
     start_s = time.monotonic()
     settings = Settings(sample, margin, seed, documents)
     value = collect_page(run_dir, settings, on_step=lambda name: say(f"[dim]{name}[/dim]"))
-    page = out or run_dir / PAGE_FILE
     n_bytes = write_page(value, page, numbers)
     took = format_duration(time.monotonic() - start_s)
     click.echo(f"{page}: {len(value['stages'])} stages, {format_bytes(n_bytes)}, in {took}")

@@ -62,6 +62,9 @@ def row_groups(
         shard: The file.
         columns: Wanted columns; those that it does not have are left out.
         wanted: Rows; groups without one of them are not read.
+
+    Raises:
+        PunaError: The file is damaged.
     """
     with open_shard(shard.path) as file:
         names = [name for name in columns if name in file.schema_arrow.names]
@@ -69,7 +72,15 @@ def row_groups(
         for group in range(file.num_row_groups):
             n = file.metadata.row_group(group).num_rows
             if wanted is None or not wanted.isdisjoint(range(first, first + n)):
-                yield shard, first, file.read_row_group(group, columns=names, use_threads=False)
+                try:
+                    table = file.read_row_group(group, columns=names, use_threads=False)
+                except (pa.ArrowException, OSError) as error:
+                    why = str(error).splitlines()[0]
+                    raise PunaError(
+                        f"{shard.path}: damaged Parquet file ({why})",
+                        "remove the stage's folder and run the stage again",
+                    ) from error
+                yield shard, first, table
             first += n
 
 
