@@ -322,6 +322,12 @@ def test_embedders_that_do_not_fit_are_refused(static, tmp_path) -> None:
         train_classifier(cfg, good_and_bad(200), tmp_path / "m")
 
 
+@pytest.mark.parametrize("items", [topic_examples(150), graded(150)])
+def test_a_language_model_learns_neither_labels_nor_scores(items, tmp_path) -> None:
+    with pytest.raises(PunaError, match="kind=ngram learns from positives"):
+        train_classifier(TrainConfig(kind="ngram"), items, tmp_path / "m")
+
+
 # ---- students
 
 

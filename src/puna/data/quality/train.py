@@ -152,6 +152,9 @@ def _targets(
 ) -> tuple[Task, tuple[str, ...], np.ndarray]:
     """Return the task, its labels, and the number of each example's label (or its score)."""
     items = examples.items
+    if cfg.kind == "ngram" and not {item.label for item in items} <= {POSITIVE, NEGATIVE}:
+        raise PunaError("kind=ngram learns from positives, not from scores or other labels",
+                        "choose another kind")  # fmt: skip
     if teacher is not None and teacher.task != "score":
         chosen = np.array([int(np.argmax(item.shares)) for item in items], np.int64)
         return teacher.task, teacher.labels, chosen
@@ -167,9 +170,8 @@ def _targets(
         labels: tuple[str, ...] = (NEGATIVE, POSITIVE)
     else:
         task, labels = "labels", tuple(names)
-    if task == "labels" and (cfg.kind == "ngram" or len(labels) < 2):
-        raise PunaError(f"{cfg.kind} cannot learn the labels {', '.join(labels)}",
-                        "give several labels with a kind other than ngram")  # fmt: skip
+    if task == "labels" and len(labels) < 2:
+        raise PunaError(f"all texts have the label {labels[0]}", "give several labels")
     return task, labels, np.array([labels.index(item.label) for item in items])
 
 
