@@ -35,7 +35,6 @@ class ReportConfig(Config):
         "filter?": "data.filter",
         "dedup?": "data.dedup",
         "split?": "data.split",
-        "compose?": "data.compose",
         "tokenizer?": "tokens.train",
         "tokens?": "tokens.encode",
         "pretrain?": "train.pretrain",
