@@ -107,8 +107,11 @@ def export(
     if as_json:
         click.echo(json.dumps(manifest, ensure_ascii=False, indent=2))
         return
-    click.echo(f"{manifest['docs']:,} documents, {manifest['rows']:,} rows, "
-               f"{format_bytes(manifest['bytes'])} in {len(manifest['files'])} files")  # fmt: skip
+    n_files = len(manifest["files"])
+    click.echo(
+        f"{manifest['docs']:,} documents, {manifest['rows']:,} rows, "
+        f"{format_bytes(manifest['bytes'])} in {n_files} file{'s' * (n_files > 1)}"
+    )
 
 
 def _n_bytes(text: str) -> int:
