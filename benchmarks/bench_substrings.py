@@ -6,11 +6,12 @@
 
 Into the first documents of the corpus are planted: passages of random letters, of 100 to 2000
 bytes, some of them just below the threshold (with the digits around them) and just at it, in 2 to
-300 documents each, at random places. The stage `data.substrings` runs as a recipe runs it, with one worker, once as it is by
-default and once so that every byte can be compared (no document dropped, cuts at characters). The
-peer puts all texts into memory, sorts their suffixes (libdivsufsort by pydivsufsort), computes the
-common prefixes (Kasai's algorithm) and marks each byte of a window that an earlier document has.
-Both run in processes of their own, one after the other, and must leave exactly the same texts.
+300 documents each, at random places. The stage `data.substrings` runs as a recipe runs it, with one
+worker, once as it is by default and once so that every byte can be compared (no document dropped,
+cuts at characters). The peer puts all texts into memory, sorts their suffixes (libdivsufsort by
+pydivsufsort), computes the common prefixes (Kasai's algorithm) and marks each byte of a window that
+an earlier document has. Both run in processes of their own, one after the other, and must leave
+exactly the same texts.
 """
 
 from __future__ import annotations
