@@ -178,6 +178,12 @@ def test_groups_by_metadata_and_missing_values(tmp_path):
     assert {group["values"]["metadata.licence"] for group in metrics["groups"]} == {"(none)"}
 
 
+def test_too_many_groups_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("puna.data.compose.measure.MAX_GROUPS", 5)
+    with pytest.raises(PunaError, match="groups, more than 5"):
+        run(tmp_path, by=("cluster",))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -98,6 +98,15 @@ def test_the_commands_print_a_table_and_json(run, tmp_path):
     assert (tmp_path / "a" / "README.md").is_file()
 
 
+def test_why_tells_the_repetition(run):
+    row = next(row for row in kept_rows(run / "data.compose") if row["repeat"] == 3)
+    shown = CliRunner().invoke(data, ["why", row["id"], "--run", str(run)])
+    assert "in split 'train', read 3 times in a pass" in shown.output
+    row = rejected_rows(run / "data.compose")[0]
+    shown = CliRunner().invoke(data, ["why", row["id"], "--run", str(run)])
+    assert "by data.compose: compose.sampled_out" in shown.output
+
+
 def read_lines(path):
     raw = path.read_bytes()
     if path.suffix == ".gz":

@@ -64,7 +64,8 @@ def _print_fate(fate: Fate) -> None:
     click.secho(f"{fate.source}: {fate.path}", bold=True)
     click.echo(f"  id         {fate.id}   {fate.n_bytes:,} bytes")
     if fate.outcome == "kept":
-        click.secho(f"  kept       in split {fate.split!r}", fg="green")
+        times = f", read {fate.repeat} times in a pass" if (fate.repeat or 1) > 1 else ""
+        click.secho(f"  kept       in split {fate.split!r}{times}", fg="green")
     elif fate.outcome == "waiting":
         click.secho(f"  kept       by {fate.stage}; the next stage has not run yet", fg="green")
     else:

@@ -30,7 +30,7 @@ EXCERPT_CHARS = 400
 MAX_MATCHES = 1000
 _ID = re.compile(r"[0-9a-f]{6,32}")
 _COLUMNS = ("id", "source", "path", "n_bytes", "reason", "value", "threshold", "detail", "split",
-            "cluster", "language")  # fmt: skip
+            "cluster", "language", "repeat")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Fate:
         threshold: What it was compared with.
         detail: Free text; for a duplicate the id of the document that was kept.
         kept_path: For a duplicate, the path of that document.
+        repeat: How often a pass over its source reads it.
         excerpt: Beginning of the text; empty for quarantined input.
     """
 
@@ -74,6 +75,7 @@ class Fate:
     split: str | None = None
     cluster: str | None = None
     language: str | None = None
+    repeat: int | None = None
     tokens: TokenPlace | None = None
     excerpt: str = ""
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from puna.data.engine import Engine
 
 _EPSILON = 1e-9
+MAX_GROUPS = 10_000
+"""Groups are listed in the metrics and on the card (ours)."""
 GroupKey = tuple[str, int, tuple[str, ...]]
 """Split, part, values of the ``by`` columns."""
 
@@ -37,9 +39,19 @@ class CountedTokens:
 
 
 def group_sums(engine: Engine, rows: ir.Table, n_by: int) -> list[dict[str, Any]]:
-    """Sum up documents and tokens: per split, part and group ``docs`` and ``tokens``."""
+    """Sum up documents and tokens: per split, part and group ``docs`` and ``tokens``.
+
+    Raises:
+        PunaError: There are more groups than anyone can mean.
+    """
     keys = ["split_name", "part", *(f"group_{index}" for index in range(n_by))]
     sums = rows.group_by(keys).agg(docs=rows.count(), tokens=rows.tokens.sum())
+    n_groups = engine.count(rows.select(keys).distinct())
+    if n_groups > MAX_GROUPS:
+        raise PunaError(
+            f"data.compose.by makes {n_groups:,} groups, more than {MAX_GROUPS:,}",
+            "group by columns with few values, such as source, language or a label",
+        )
     return [
         {"split": row["split_name"], "part": row["part"], "docs": row["docs"],
          "tokens": row["tokens"], "values": tuple(row[key] for key in keys[2:])}

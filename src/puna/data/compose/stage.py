@@ -186,6 +186,11 @@ def _check_columns(cfg: ComposeConfig, documents: Path) -> None:
     from puna.data.compose.kernels import read_by
 
     names = _columns_of(documents)
+    if "split" not in names:
+        raise PunaError(
+            f"data.compose: the documents in {documents} have no column 'split'",
+            "let it read from data.split",
+        )
     missing = [name for name in read_by(cfg.by) if name not in names]
     if missing:
         raise PunaError(
