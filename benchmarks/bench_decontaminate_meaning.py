@@ -38,13 +38,15 @@ from puna.data.decontaminate.index import NgramRule, build_index, hash_index, lo
 from puna.data.decontaminate.kernels import find_examples as find_ngrams
 from puna.data.decontaminate.targets import (
     CUT,
+    Found,
     Targets,
     best_cosines,
     build_targets,
+    calibrate,
     find_examples,
     hash_targets,
     load_targets,
-    threshold_for,
+    save_thresholds,
 )
 from puna.data.decontaminate.windows import sentences
 from puna.data.kernels.buffers import texts_from
@@ -56,7 +58,7 @@ MIN_CHARS, MAX_CHARS = 1500, 8000
 """Of the documents in which paraphrases are planted."""
 
 
-def carriers(corpus: Path, pairs: Pairs) -> list[str]:
+def carriers(corpus: Path, pairs: Pairs, seed: int) -> list[str]:
     """Shuffle the documents that gave no text to the pairs, in English by their source's name."""
     foreign = ("-de", "-fr", "-ja", "-it", "-ru", "man_", "_ja", "-zh")
     found = []
@@ -67,7 +69,7 @@ def carriers(corpus: Path, pairs: Pairs) -> list[str]:
             inside |= {mark for mark in foreign if mark in row["source"]}
             if not inside and MIN_CHARS <= len(row["text"]) <= MAX_CHARS:
                 found.append(row["text"])
-    return random.Random(0).sample(found, len(found))
+    return random.Random(seed).sample(found, len(found))
 
 
 def planted(carrier: str, text: str, rng: random.Random) -> str:
@@ -91,16 +93,21 @@ def ngram_hits(
     return found
 
 
-def own_found(
-    embedder: Embedder, targets: Targets, texts: list[str], own: np.ndarray, threshold: float
-) -> float:
+def own_found(embedder: Embedder, targets: Targets, texts: list[str], own: np.ndarray) -> float:
     """Return the share of texts that are hit by their own example."""
-    found = find_examples(embedder, targets, texts, threshold)
+    found = find_examples(embedder, targets, texts)
     right = found.document[found.example == own[found.document]]
     return len(np.unique(right)) / len(texts)
 
 
-def timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+def one_cosine(embedder: Embedder, targets: Targets, texts: list[str]) -> np.ndarray:
+    """Return one threshold for all targets, at the wanted share of false positives."""
+    best = np.concatenate([part.max(1) for part in best_cosines(embedder, targets, texts)])
+    limit = np.quantile(best, 1 - FALSE_POSITIVES, method="higher") + 1e-6
+    return np.full(len(targets.vectors), float(limit))
+
+
+def timed(work: Callable[[], Found]) -> tuple[Found, float]:
     start = time.process_time()
     return work(), time.process_time() - start
 
@@ -113,11 +120,12 @@ def main() -> None:
     parser.add_argument("--static", type=Path, help="A static embedder; by default a new one.")
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--clean", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--encoder-docs", type=int, default=0, help="0: no encoder.")
     args = parser.parse_args()
     console, corpus = Console(width=120), args.cache / "corpus"
     pairs = make_pairs(corpus, unpack_wordnet(args.wordnet or args.cache))
-    rng = random.Random(1)
+    rng = random.Random(args.seed)
     kinds = {kind: rng.sample(rows.tolist(), min(args.examples, len(rows)))
              for kind, rows in pairs.positive.items()}  # fmt: skip
     originals = sorted({row[0] for rows in kinds.values() for row in rows})
@@ -133,7 +141,7 @@ def main() -> None:
         static = args.static or work / "static"
         if not static.is_dir():
             distil(args.model, static, DistilConfig(), fitting_texts(corpus, pairs))
-        pool = carriers(corpus, pairs)
+        pool = carriers(corpus, pairs, args.seed)
         hits = ngram_hits(pool, examples, 13, work / "leaks")
         pool = [text for text, found in zip(pool, hits, strict=True) if not found]
         rest, clean = pool[: args.examples], pool[args.examples :][: args.clean]
@@ -164,15 +172,22 @@ def main() -> None:
             target.mkdir()
             build_targets(embedder, examples, 8, target)
             targets = load_targets(target, hash_targets(target))
-            best_cosines(embedder, targets, clean[:2])
-            best, seconds = timed(lambda e=embedder, t=targets, n=n: best_cosines(e, t, clean[:n]))
-            threshold = threshold_for(best[::2], FALSE_POSITIVES)
-            shares = [own_found(embedder, targets, some[:n], own[kind], threshold)
-                      for kind, some in documents.items()]  # fmt: skip
-            n_bytes = sum(len(text.encode()) for text in clean[:n])
-            table.add_row(method, f"{threshold:.3f}", f"{np.mean(best[1::2] >= threshold):.1%}",
-                          *(f"{share:.1%}" for share in shares),
-                          f"{n_bytes / 1e6 / seconds:.2f}")  # fmt: skip
+            given, late = clean[:n][::2], clean[:n][1::2]
+            find_examples(embedder, targets, late[:2])
+            for kind_of_threshold, thresholds in (
+                ("one cosine", one_cosine(embedder, targets, given)),
+                ("per example", calibrate(embedder, targets, given, FALSE_POSITIVES).thresholds()),
+            ):
+                save_thresholds(target, thresholds)
+                targets = load_targets(target, hash_targets(target))
+                found, seconds = timed(lambda e=embedder, t=targets, x=late: find_examples(e, t, x))
+                shares = [own_found(embedder, targets, some[:n], own[kind])
+                          for kind, some in documents.items()]  # fmt: skip
+                n_bytes = sum(len(text.encode()) for text in late)
+                table.add_row(f"{method}, {kind_of_threshold}", f"{np.median(thresholds):.3f}",
+                              f"{len(np.unique(found.document)) / len(late):.1%}",
+                              *(f"{share:.1%}" for share in shares),
+                              f"{n_bytes / 1e6 / seconds:.2f}")  # fmt: skip
             console.print(f"{method}: done")
         console.print(table)
 

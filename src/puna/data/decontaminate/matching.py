@@ -36,12 +36,14 @@ HIT_TYPE = pa.struct(
         pa.field("text", pa.string()),
         pa.field("counts", pa.bool_()),
         pa.field("method", pa.string()),
+        pa.field("threshold", pa.float64()),
     ]
 )
 """An example in a document: its set and the number of its record, the share of its words that the
 document has in common with it (or, of method `embedding`, the cosine), bytes of the document and
 text of the longest piece in common (at most :data:`SHOWN_BYTES` of it), and whether the coverage is
-enough; the method that found it."""
+enough; the method that found it, and the coverage or
+cosine from which it counts."""
 
 MATCH_SCHEMA = pa.schema(
     [
@@ -208,6 +210,7 @@ class MatchKernel:
             pa.array([raw.decode("utf-8", "ignore") for raw in shown], pa.string()),
             pa.array(counts[order]),
             pa.array(["ngrams"] * len(order), pa.string()),
+            pa.array([self.min_coverage] * len(order), pa.float64()),
         ]
         hits = pa.StructArray.from_arrays(columns, fields=list(HIT_TYPE))
         arrays = [
@@ -229,7 +232,6 @@ class DecontaminateKernel:
 
     Attributes:
         action: ``drop`` or ``cut``.
-        limits: Method -> coverage or cosine from which its hits count, the threshold of drops.
         window_chars: Characters cut before and behind each piece in common.
         min_piece_chars: Shorter pieces between two cuts are cut, too.
         max_pieces: Documents that fall into more pieces are dropped.
@@ -237,7 +239,6 @@ class DecontaminateKernel:
     """
 
     action: str
-    limits: tuple[tuple[str, float], ...]
     window_chars: int
     min_piece_chars: int
     max_pieces: int
@@ -263,8 +264,8 @@ class DecontaminateKernel:
             best = next(hit for hit in batch.column("hits")[row].as_py() if hit["counts"])
             detail = f"{best['set']}#{best['example']}"
             if self.action == "drop":
-                limit = dict(self.limits).get(best["method"], 0.0)
-                verdicts[row] = (reason_of(best["method"]), best["coverage"], limit, detail)
+                reason = reason_of(best["method"])
+                verdicts[row] = (reason, best["coverage"], best["threshold"], detail)
                 continue
             text = batch.column("text")[row].as_py()
             spans = np.array(batch.column("spans")[row].as_py(), np.int64).reshape(-1, 2)

@@ -28,12 +28,12 @@ from puna.data.decontaminate.targets import (
     CUT,
     Found,
     Targets,
-    best_cosines,
     build_targets,
+    calibrate,
     find_examples,
     hash_targets,
     load_targets,
-    threshold_for,
+    save_thresholds,
 )
 from puna.data.engine import Engine, Kernel, Shard
 from puna.data.semantic.embedder import Embedder, cached_embedder, digest_of
@@ -73,27 +73,31 @@ class MeaningMatcher:
             )
         embedder = cached_embedder(str(self.folder), digest, CUT, self.device)
         counts = build_targets(embedder, examples, self.min_words, folder)
-        found = hash_targets(folder)
-        targets = load_targets(folder, found)
-        threshold = self.threshold
-        if threshold is None:
-            threshold = self._calibrate(embedder, targets)
-        kernel = MeaningKernel(digest, found, threshold, folder, self.folder, self.device)
+        targets = load_targets(folder, hash_targets(folder))
+        if self.threshold is not None:
+            limit, thresholds = self.threshold, np.full(len(targets.vectors), self.threshold)
+        else:
+            limit, thresholds = self._calibrate(embedder, targets)
+        save_thresholds(folder, thresholds)
+        kernel = MeaningKernel(
+            digest, hash_targets(folder), limit, folder, self.folder, self.device
+        )  # fmt: skip
         return kernel, counts
 
-    def _calibrate(self, embedder: Embedder, targets: Targets) -> float:
+    def _calibrate(self, embedder: Embedder, targets: Targets) -> tuple[float, np.ndarray]:
         from puna.data.quality.examples import Fields, read_place
 
         texts = [item.text for place in self.negatives for item in read_place(place, Fields())]
-        if len(texts) * self.false_positives < 1:
+        if len(texts) < 20 or len(texts) // 2 * self.false_positives < 1:
             raise PunaError(
                 f"data.decontaminate: {len(texts)} negatives are too few for a share of false "
                 f"positives of {self.false_positives:g}",
-                "give at least 1 / false_positives of them, or a `threshold`",
+                "give at least 2 / false_positives of them, and 20, or a `threshold`",
             )
         if not len(targets.vectors):
-            return 1.0  # the stage refuses a set without any
-        return threshold_for(best_cosines(embedder, targets, texts), self.false_positives)
+            return 1.0, np.ones(0)  # the stage refuses a set without any
+        found = calibrate(embedder, targets, texts, self.false_positives)
+        return found.above, found.thresholds()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class MeaningKernel:
     Attributes:
         digest: Of the embedder.
         targets_hash: Of what is looked for.
-        threshold: Cosine of a hit.
+        threshold: Cosine of a hit, or how far above the usual it must be
+            (:class:`puna.data.decontaminate.targets.Calibration`); for the metrics.
         folder: Of what is looked for.
         embedder: Folder of the embedder.
         device: Where an encoder runs.
@@ -128,7 +133,7 @@ class MeaningKernel:
     def _find(self, texts: list[str]) -> tuple[Found, Targets]:
         embedder = cached_embedder(str(self.embedder), self.digest, CUT, self.device)
         targets = load_targets(self.folder, self.targets_hash)
-        return find_examples(embedder, targets, texts, self.threshold), targets
+        return find_examples(embedder, targets, texts), targets
 
     def __call__(self, batch: pa.RecordBatch, shard: Shard, first_row: int) -> pa.RecordBatch:
         """Return the hits of each document: of an example, the window that is most like it."""
@@ -149,6 +154,7 @@ class MeaningKernel:
             pa.array([place[2] for place in places], pa.string()),
             pa.array(np.ones(len(order), bool)),
             pa.array(["embedding"] * len(order), pa.string()),
+            pa.array(best.threshold),
         ]
         hits = pa.StructArray.from_arrays(columns, fields=list(HIT_TYPE))
         documents, spans = _merged(found, texts)

@@ -63,7 +63,7 @@ class DecontaminateConfig(EngineConfig):
     device: Execution[str] = "auto"
     """embedding: where an encoder runs: `cpu`, `cuda`, `mps`; `auto`: a GPU if there is one."""
     threshold: float | None = Field(default=None, gt=0, le=1)
-    """embedding: cosine of a hit; by default found with `negatives`."""
+    """embedding: cosine of a hit; by default found with `negatives`, for each example."""
     negatives: tuple[str, ...] = ()
     """embedding: places of texts that hold no example (files, or folders of stages, as for
     `puna data classifier`); they set the threshold."""
@@ -173,12 +173,8 @@ def decontaminate(
         )
         require_documents(scanned.rows_in, "data.decontaminate", "the stage before it")
         hits = _write_hits(engine, engine.read(work / "matches" / ROWS_DIR), examples, work)
-        limits = {cfg.method: cfg.min_coverage, "ngrams": cfg.min_coverage}
-        kernel = kernel.meaning if isinstance(kernel, BothKernel) else kernel
-        if isinstance(kernel, MeaningKernel):
-            limits["embedding"] = kernel.threshold
         judge = DecontaminateKernel(
-            cfg.action, tuple(limits.items()), cfg.window_chars, cfg.min_piece_chars,
+            cfg.action, cfg.window_chars, cfg.min_piece_chars,
             cfg.max_pieces, cfg.min_left_bytes,
         )  # fmt: skip
         manifest = engine.judge(
@@ -188,7 +184,8 @@ def decontaminate(
             sets[row.pop("set")].update(row)
     os.replace(work / "hits" / shard_name(0), out / HITS_FILE)
     remove_tree(work)
-    found = {"threshold": limits["embedding"]} if cfg.embedder else {}
+    kernel = kernel.meaning if isinstance(kernel, BothKernel) else kernel
+    found = {"threshold": kernel.threshold} if isinstance(kernel, MeaningKernel) else {}
     return {**step_metrics(manifest, started_s, events), **found, "sets": sets}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,13 @@ from puna.data.semantic.passages import Passages, frame
 
 CUT = Passages(256, 1)
 """An embedder is opened with this: tokens of the longest window; windows are cut here."""
-_NAMES_FILE, _VECTORS_FILE = "targets.json", "targets.npy"
+_NAMES_FILE, _VECTORS_FILE, _THRESHOLDS_FILE = "targets.json", "targets.npy", "thresholds.npy"
+_TEXTS = 128
+"""Texts whose cosines with all targets are in memory at once, beside the blocks."""
+_USUAL = 3
+"""Largest cosines of clean texts whose mean is what is usual for a target (ours)."""
+_ALIKE = 0.99
+"""Highest cosine that counts as usual (ours): a copy among the clean texts hides no example."""
 
 
 class Targets(NamedTuple):
@@ -35,6 +42,7 @@ class Targets(NamedTuple):
         examples: Number of each one's example, int64 [n].
         sets: Names of the sets.
         owners: Set and record of each example, int64 [n_examples, 2].
+        thresholds: Cosine of a hit of each, float64 [n].
     """
 
     vectors: np.ndarray
@@ -42,6 +50,7 @@ class Targets(NamedTuple):
     examples: np.ndarray
     sets: list[str]
     owners: np.ndarray
+    thresholds: np.ndarray
 
 
 class Found(NamedTuple):
@@ -53,6 +62,7 @@ class Found(NamedTuple):
         cosine: float64 [n].
         start: Character of the document where the window begins, int64 [n].
         end: Where it ends, int64 [n].
+        threshold: Of the example, float64 [n].
     """
 
     document: np.ndarray
@@ -60,6 +70,7 @@ class Found(NamedTuple):
     cosine: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    threshold: np.ndarray
 
 
 def embed_tokens(embedder: Embedder, passages: list[list[int]]) -> np.ndarray:
@@ -122,9 +133,9 @@ def _groups(
 
 
 def _pairs(
-    a: np.ndarray, b: np.ndarray, threshold: float
+    a: np.ndarray, b: np.ndarray, thresholds: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the pairs of rows with at least a cosine, of blocks of the second matrix."""
+    """Yield the pairs of rows with at least the cosine of the second, block by block."""
     roots_a = np.sqrt(squares_of(a))
     wide = a.astype(np.float32)
     for start in range(0, len(b), BLOCK):
@@ -132,28 +143,27 @@ def _pairs(
         roots_b = np.sqrt(squares_of(part))
         products = wide @ part.astype(np.float32).T  # exact
         # float32 chooses candidates, float64 decides
-        limit = (threshold * roots_a).astype(np.float32)[:, None] * roots_b.astype(np.float32)
+        wanted = thresholds[start : start + BLOCK]
+        limit = np.outer(roots_a, wanted * roots_b).astype(np.float32)
         rows, columns = np.nonzero(products >= limit - np.float32(1e-3) * np.abs(limit))
         found = products[rows, columns] / (roots_a[rows] * roots_b[columns])
-        right = found >= threshold
+        right = found >= wanted[columns]
         yield rows[right], columns[right] + start, found[right]
 
 
-def find_examples(
-    embedder: Embedder, targets: Targets, texts: list[str], threshold: float
-) -> Found:
-    """Return, for every document and example above the threshold, all windows that are.
+def find_examples(embedder: Embedder, targets: Targets, texts: list[str]) -> Found:
+    """Return, for every document and example, all windows at or above the example's threshold.
 
     Ordered by document, example, start, end.
     """
-    columns: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(5)]
-    columns[2] = [np.empty(0)]
+    columns: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(6)]
+    columns[2], columns[5] = [np.empty(0)], [np.empty(0)]
     for block in blocks_of(embedder, targets, texts):
-        for rows, which, cosine in _pairs(
-            block.vectors, targets.vectors[block.targets], threshold
-        ):  # fmt: skip
+        limits = targets.thresholds[block.targets]
+        for rows, which, cosine in _pairs(block.vectors, targets.vectors[block.targets], limits):
             examples, spans = targets.examples[block.targets[which]], block.spans[rows]
-            parts = (block.documents[rows], examples, cosine, spans[:, 0], spans[:, 1])
+            parts = (block.documents[rows], examples, cosine, spans[:, 0], spans[:, 1],
+                     limits[which])  # fmt: skip
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
     joined = Found(*(np.concatenate(column) for column in columns))
@@ -161,31 +171,68 @@ def find_examples(
     return Found(*(column[order] for column in joined))
 
 
-def best_cosines(embedder: Embedder, targets: Targets, texts: list[str]) -> np.ndarray:
-    """Return the largest cosine of any window of each text with any example: float64 [n_texts].
+def best_cosines(embedder: Embedder, targets: Targets, texts: list[str]) -> Iterator[np.ndarray]:
+    """Yield, for some texts at a time, the largest cosine of a window with every target.
 
-    -1 for a text without a window.
+    Yields:
+        float32 [n, n_targets]; -1 for a text without a window.
     """
-    best = np.full(len(texts), -1.0)
-    for block in blocks_of(embedder, targets, texts):
-        for start in range(0, len(block.targets), BLOCK):
-            part = targets.vectors[block.targets[start : start + BLOCK]]
-            largest = cosines(block.vectors, part).max(1, initial=-1.0)
-            np.maximum.at(best, block.documents, largest)
-    return best
+    for start in range(0, len(texts), _TEXTS):
+        part = texts[start : start + _TEXTS]
+        best = np.full((len(part), len(targets.vectors)), -1, np.float32)
+        for block in blocks_of(embedder, targets, part):
+            firsts = np.flatnonzero(np.diff(block.documents, prepend=-1))
+            for low in range(0, len(block.targets) if len(firsts) else 0, BLOCK):
+                which = block.targets[low : low + BLOCK]
+                found = cosines(block.vectors, targets.vectors[which]).astype(np.float32)
+                place = np.ix_(block.documents[firsts], which)
+                best[place] = np.maximum(best[place], np.maximum.reduceat(found, firsts))
+        yield best
 
 
-def threshold_for(best: np.ndarray, false_positives: float) -> float:
-    """Return the smallest cosine that at most a share of clean texts reaches.
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds found on texts that hold no example.
+
+    Attributes:
+        usual: Cosine that texts have with each target anyway, float64 [n_targets].
+        above: Share of the way from there to 1 that is a hit.
+    """
+
+    usual: np.ndarray
+    above: float
+
+    def thresholds(self) -> np.ndarray:
+        """Return the cosine of a hit of each target, float64 [n_targets]."""
+        return self.usual + self.above * (1 - self.usual)
+
+
+def calibrate(
+    embedder: Embedder, targets: Targets, texts: list[str], false_positives: float
+) -> Calibration:
+    """Find the thresholds at which at most a share of clean texts is hit.
+
+    Many texts are near to an example that says little ("See the following table"), few to one that
+    says something: each has a threshold of its own (after the local scaling of Conneau et al. 2018,
+    "Word Translation Without Parallel Data"; this form is ours). Every second text tells what is
+    usual: the mean of its three largest cosines; the others tell how much more is a hit.
 
     Args:
-        best: Result of :func:`best_cosines`.
+        embedder: The embedder.
+        targets: What is looked for; at least one.
+        texts: The clean texts, at least six.
         false_positives: The share.
     """
-    ordered = np.sort(best)[::-1]
-    n_allowed = int(false_positives * len(best) + 1e-9)
-    # just above the best text that must not be hit
-    return float(np.nextafter(ordered[min(n_allowed, len(best) - 1)], 2))
+    top = np.zeros((0, len(targets.vectors)), np.float32)
+    for best in best_cosines(embedder, targets, texts[::2]):
+        top = np.sort(np.concatenate([top, best]), axis=0)[-_USUAL:]
+    usual = np.minimum(top.mean(0, dtype=np.float64), _ALIKE)
+    above = [((best - usual) / (1 - usual)).max(1)
+             for best in best_cosines(embedder, targets, texts[1::2])]  # fmt: skip
+    ordered = np.sort(np.concatenate(above))[::-1]
+    n_allowed = min(int(false_positives * len(ordered) + 1e-9), len(ordered) - 1)
+    # a little above the best text that must not be hit: it was compared in float32
+    return Calibration(usual, float(ordered[n_allowed]) + 1e-6)
 
 
 def build_targets(
@@ -212,6 +259,7 @@ def build_targets(
     sets = list(dict.fromkeys(example.set_name for example in given))
     numbers = {name: number for number, name in enumerate(sets)}
     np.save(folder / _VECTORS_FILE, vectors[known], allow_pickle=False)
+    save_thresholds(folder, np.ones(int(known.sum())))
     kept = np.array(owners, np.int64)[known]
     write_json(
         folder / _NAMES_FILE,
@@ -232,9 +280,16 @@ def build_targets(
     }
 
 
+def save_thresholds(folder: Path, thresholds: np.ndarray) -> None:
+    """Set the cosine of a hit of each target, float64 [n_targets]."""
+    np.save(folder / _THRESHOLDS_FILE, thresholds, allow_pickle=False)
+
+
 def hash_targets(folder: Path) -> str:
     """Return the digest of what :func:`build_targets` wrote."""
-    return hash_json({name: hash_file(folder / name) for name in (_NAMES_FILE, _VECTORS_FILE)})
+    return hash_json(
+        {name: hash_file(folder / name) for name in (_NAMES_FILE, _VECTORS_FILE, _THRESHOLDS_FILE)}
+    )
 
 
 @lru_cache(maxsize=1)
@@ -244,4 +299,5 @@ def load_targets(folder: Path, digest: str) -> Targets:
     vectors = np.load(folder / _VECTORS_FILE, allow_pickle=False)
     owners = np.array(names["owners"], np.int64).reshape(-1, 2)
     sizes, examples = (np.array(names[key], np.int64) for key in ("sizes", "examples"))
-    return Targets(vectors, sizes, examples, names["sets"], owners)
+    thresholds = np.load(folder / _THRESHOLDS_FILE, allow_pickle=False)
+    return Targets(vectors, sizes, examples, names["sets"], owners, thresholds)
