@@ -20,7 +20,6 @@ from puna.data.quality.classifier import RECORD_FILE
 from puna.data.reasons import meaning_of
 
 CARD_SCHEMA_VERSION = 1
-MAX_LICENCES = 40
 _EXECUTION = ("engine", "spark", "workers", "memory_mib")
 _SECRET = ("storage_options",)
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
