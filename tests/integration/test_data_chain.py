@@ -7,14 +7,15 @@ import pytest
 
 from puna.core.recipe import resolve
 from puna.core.run import run_recipe
-from puna.data import decontaminate, dedup, filter, ingest, lines, safety, split
+from puna.data import decontaminate, dedup, filter, ingest, lines, safety, split, substrings
 from puna.data.chain import DATA_STAGES
 from puna.data.flow import funnel
 from puna.data.schema import document_id
 from puna.data.testing import folder_bytes, kept_rows, rejected_rows
 from puna.data.why import why
 
-STAGES = (ingest, filter, safety, lines, dedup, decontaminate, split)  # importing registers them
+# importing them registers them
+STAGES = (ingest, filter, safety, lines, dedup, substrings, decontaminate, split)
 WORDS = (  # noqa: SIM905
     "river stone walk green letter music garden window paper morning village answer question "
     "winter summer mountain bread silver golden simple history science number people language"
@@ -46,7 +47,8 @@ def recipe(root, name, workers, **top):
     data = {
         "ingest": {"sources": [source], "shard_bytes": 20_000},
         "filter": {"default": {"profile": "none", "filters": ["length"]}}, "safety": {},
-        "lines": {}, "dedup": {}, "decontaminate": {"sets": [quiz]}, "split": {},
+        "lines": {}, "dedup": {}, "substrings": {"min_bytes": 40},
+        "decontaminate": {"sets": [quiz]}, "split": {},
     }  # fmt: skip
     return resolve({"name": name, "runs_dir": str(root), "workers": workers, "data": data, **top})
 
@@ -72,7 +74,7 @@ def test_every_document_is_in_exactly_one_place(root):
     found = funnel(root / "one")
     stages = [name for name in DATA_STAGES if name in found.stages]
     assert stages == found.stages
-    assert len(stages) == 7
+    assert len(stages) == len(STAGES)
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
         row = found.total(stage)
         assert row.in_docs == row.kept_docs + row.rejected_docs
