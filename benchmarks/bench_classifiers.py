@@ -59,7 +59,7 @@ MARKED = (
 UNSEEN_MARKED = ("sqlite3-doc", "octave-doc", "qtbase5-doc-html")
 _PRE = re.compile(r"<pre\b.*?</pre>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
-_MATHS = re.compile(r'<math\b|class="[^"]*\bmath\b', re.IGNORECASE)
+_MATHS = re.compile(r'<math\b|class="(?:[^"]* )?math[ "]', re.IGNORECASE)
 MAX_CHARS, MIN_CHARS = 20_000, 300
 
 
@@ -79,7 +79,7 @@ def documents(corpus: Path, sources: tuple[str, ...], n: int) -> list[Example]:
     scan = pads.dataset(corpus / "documents")
     for batch in scan.to_batches(columns=["path", "source", "text"], filter=wanted):
         for row in batch.to_pylist():
-            if len(row["text"]) >= MIN_CHARS and "#" not in row["path"].rpartition(".")[2]:
+            if len(row["text"]) >= MIN_CHARS and "#edit" not in row["path"]:
                 item = Example(row["path"], row["source"], row["text"][:MAX_CHARS])
                 found[row["source"]].append(item)
     return [item for items in found.values() for item in some(items, n)]

@@ -29,7 +29,7 @@ from puna.data.quality.heads import fit_ridge, fit_softmax, lbfgs
 from puna.data.quality.lexical import FEATURES, lexical_features
 from puna.data.quality.raters import agreement, merge_ratings
 from puna.data.quality.settings import TrainConfig
-from puna.data.quality.train import train_classifier
+from puna.data.quality.train import divide, train_classifier
 from puna.data.testing import kept_rows, make_documents
 
 TOPICS = {"law": "court judge statute appeal clause", "science": "atom energy proof cell orbit",
@@ -298,6 +298,29 @@ def test_fine_tuning_is_never_worse_on_held_out_texts_and_repeats_itself(encoder
     first, last = (r["metrics"]["test"]["mean_absolute_error"] for r in (frozen, tuned))
     assert last < first
     assert load_classifier(tmp_path / "a").task == "score"
+
+
+def test_the_first_head_has_not_seen_the_held_out_texts(encoder, tmp_path) -> None:
+    """Labels by chance: only a head that has seen them can be better than chance."""
+    rng = random.Random(3)
+    items = [replace(item, label=rng.choice(["positive", "negative"])) for item in graded(400)]
+    items = [replace(item, score=float("nan")) for item in items]
+    cfg = TrainConfig(
+        kind="transformer", embedder=str(encoder), tune_epochs=1, tune_lr=1e-9, head_lr=1e-9,
+        n_resamples=0,
+    )  # fmt: skip
+    seen: dict[str, Any] = {}
+    for name in ("given", "swapped"):
+        record = train_classifier(cfg, items, tmp_path / name)
+        seen[name] = record["held_out_losses"][0]
+        parts = divide(cfg, distinct(items))
+        held = distinct(items).items
+        chosen = {held[k].text for k in parts.train[: len(parts.train) // 10]}
+        swap = {"positive": "negative", "negative": "positive"}
+        items = [replace(item, label=swap[item.label]) if item.text in chosen else item
+                 for item in items]  # fmt: skip
+    # a fitted label would lower both losses; an unseen one that lowers one raises the other
+    assert sum(seen.values()) / 2 >= 0.69
 
 
 def test_training_stops_early_at_the_best_state(encoder, tmp_path) -> None:

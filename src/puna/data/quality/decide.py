@@ -13,7 +13,6 @@ from puna.data.engine.shards import VERDICT_FIELDS
 from puna.data.kernels.buffers import texts_from, texts_of
 from puna.data.quality.balance import draws
 from puna.data.quality.classifier import Classifier, Task, load_classifier
-from puna.data.reasons import register_reasons
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
     from puna.data.engine.base import Shard
 
 LOW, HIGH, SAMPLED, BALANCE = "quality.low", "quality.high", "quality.sampled", "domain.balance"
-register_reasons(
-    {
-        LOW: "the score is below the threshold, given or set by the share to keep; the detail "
-        "names the score",
-        HIGH: "the score is above the highest that is wanted (for bits per byte: the text is less "
-        "expected than clean text); the detail names the score",
-        SAMPLED: "the score lost against the document's random draw (Pareto sampling): documents "
-        "with low scores are kept rarely",
-        BALANCE: "the document's domain is thinned out to its target share: its random draw (the "
-        "value) is not below the domain's keep probability (the threshold)",
-    }
-)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from puna.core.stage import Artifacts, Metrics, stage
 from puna.data.chain import before
 from puna.data.engine import Engine, EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
+from puna.data.reasons import register_reasons
 from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
 
 if TYPE_CHECKING:
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
 
     from puna.data.quality.classifier import Task
     from puna.data.quality.decide import Rule, Use
+
+register_reasons(
+    {
+        "quality.low": "the score is below the threshold, given or set by the share to keep; the "
+        "detail names the score",
+        "quality.high": "the score is above the highest that is wanted (for bits per byte: the "
+        "text is less expected than clean text); the detail names the score",
+        "quality.sampled": "the score lost against the document's random draw (Pareto sampling): "
+        "documents with low scores are kept rarely",
+        "domain.balance": "the document's domain is thinned out to its target share: its random "
+        "draw (the value) is not below the domain's keep probability (the threshold)",
+    }
+)
 
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
