@@ -10,7 +10,6 @@ import numpy as np
 
 from puna.data.engine.shards import VERDICT_FIELDS
 from puna.data.quality.balance import draws
-from puna.data.reasons import register_reasons
 from puna.data.split import TRAIN, TokenCounter
 
 if TYPE_CHECKING:
@@ -22,12 +21,6 @@ SAMPLED_OUT = "compose.sampled_out"
 NO_VALUE = "(none)"
 """Group of the documents whose column is null, or whose metadata lacks the key."""
 METADATA_PREFIX = "metadata."
-register_reasons(
-    {
-        SAMPLED_OUT: "the document's part of the composition is thinned out: its random draw (the "
-        "value, a hash of the id or the cluster) is not below the threshold"
-    }
-)
 
 
 def group_values(batch: pa.RecordBatch, column: str) -> list[str]:

@@ -28,11 +28,19 @@ from puna.core.stage import Artifacts, Metrics, stage
 from puna.core.units import format_count
 from puna.data.engine import EngineConfig, open_engine
 from puna.data.engine.base import ROWS_DIR
+from puna.data.reasons import register_reasons
 from puna.data.stagework import SCRATCH_DIR, WORK_DIR, documents_of, require_documents, step_metrics
 
 if TYPE_CHECKING:
     from puna.data.compose.solve import Part
     from puna.data.split import TokenCounter
+
+register_reasons(
+    {
+        "compose.sampled_out": "the document's part of the composition is thinned out: its random "
+        "draw (the value, a hash of the id or the cluster) is not below the threshold"
+    }
+)
 
 REST = "all others"
 TOKENS_COLUMN, REPEAT_COLUMN = "n_tokens", "repeat"

@@ -65,8 +65,6 @@ def collect_data(
     Raises:
         PunaError: There is no such run, or no data stage of it is finished.
     """
-    import puna.data.quality.decide  # noqa: F401 - registers the reasons of data.quality
-
     stages = open_run(run_dir, settings.documents)
     flow = funnel(run_dir)
     sections = []
