@@ -7,7 +7,17 @@ import pytest
 
 from puna.core.recipe import resolve
 from puna.core.run import run_recipe
-from puna.data import decontaminate, dedup, filter, ingest, lines, safety, split, substrings
+from puna.data import (
+    compose,
+    decontaminate,
+    dedup,
+    filter,
+    ingest,
+    lines,
+    safety,
+    split,
+    substrings,
+)  # fmt: skip
 from puna.data.chain import DATA_STAGES
 from puna.data.flow import funnel
 from puna.data.schema import document_id
@@ -15,7 +25,7 @@ from puna.data.testing import folder_bytes, kept_rows, rejected_rows
 from puna.data.why import why
 
 # importing them registers them
-STAGES = (ingest, filter, safety, lines, dedup, substrings, decontaminate, split)
+STAGES = (ingest, filter, safety, lines, dedup, substrings, decontaminate, split, compose)
 WORDS = (  # noqa: SIM905
     "river stone walk green letter music garden window paper morning village answer question "
     "winter summer mountain bread silver golden simple history science number people language"
@@ -49,6 +59,7 @@ def recipe(root, name, workers, **top):
         "filter": {"default": {"profile": "none", "filters": ["length"]}}, "safety": {},
         "lines": {}, "dedup": {}, "substrings": {"min_bytes": 40},
         "decontaminate": {"sets": [quiz]}, "split": {},
+        "compose": {"groups": [{"match": {"source": "web"}, "rate": 0.9}]},
     }  # fmt: skip
     return resolve({"name": name, "runs_dir": str(root), "workers": workers, "data": data, **top})
 
@@ -81,7 +92,7 @@ def test_every_document_is_in_exactly_one_place(root):
         if following:
             after = found.total(following)
             assert (after.in_docs, after.in_bytes) == (row.kept_docs, row.kept_bytes)
-    ids = [row["id"] for row in kept_rows(root / "one" / "data.split")]
+    ids = [row["id"] for row in kept_rows(root / "one" / stages[-1])]
     for stage in stages:
         if (root / "one" / stage / "rejected").is_dir():
             ids += [row["id"] for row in rejected_rows(root / "one" / stage)]
