@@ -52,18 +52,22 @@ def render(value: dict[str, Any], *, max_samples: int = 12) -> str:
     data, tokens = value["data"], value["tokens"]
     sources = data["sources"] if data is not None else list(tokens["sources"]) if tokens else []
     samples = value["samples"]
-    return environment().get_template(_PAGE).render(
-        value,
-        css=css("report.css"),
-        figures=_figures(value),
-        colours=colour_of(sources),
-        shown_samples=samples[:max_samples] if samples is not None else None,
-        bucket_names=BUCKET_NAMES,
-        bucket_meaning=BUCKET_MEANING,
-        part_names=PART_NAMES,
-        shape_of=shape_of,
-        smooth_from=SMOOTH_FROM,
-        n_pauses=n_pauses(value["stages"]),
+    return (
+        environment()
+        .get_template(_PAGE)
+        .render(
+            value,
+            css=css("report.css"),
+            figures=_figures(value),
+            colours=colour_of(sources),
+            shown_samples=samples[:max_samples] if samples is not None else None,
+            bucket_names=BUCKET_NAMES,
+            bucket_meaning=BUCKET_MEANING,
+            part_names=PART_NAMES,
+            shape_of=shape_of,
+            smooth_from=SMOOTH_FROM,
+            n_pauses=n_pauses(value["stages"]),
+        )
     )
 
 

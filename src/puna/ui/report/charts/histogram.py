@@ -107,9 +107,7 @@ def _draw_marks(svg: Svg, marks: Sequence[tuple[float, float]], bottom: float) -
         end = left + size
 
 
-def _line_at(
-    value: float, side: str | None, scale: str, place: Callable[[float], float]
-) -> float:
+def _line_at(value: float, side: str | None, scale: str, place: Callable[[float], float]) -> float:
     """Draw a threshold of whole numbers between the last one that fails and the first that passes.
 
     Elsewhere the line is at the threshold itself.
@@ -178,9 +176,7 @@ def _describe(
 ) -> str:
     parts = [f"{sum(counted['counts'][key]):,} {what}" for key, _, what in groups]
     low, high = counted["edges"][0], counted["edges"][-1]
-    limits = ", ".join(
-        f"{side + ' ' if side else ''}{tick_text(value)}" for value, side in marks
-    )
+    limits = ", ".join(f"{side + ' ' if side else ''}{tick_text(value)}" for value, side in marks)
     text = f"{', '.join(parts)}; from {tick_text(low)} to {tick_text(high)}"
     return f"{text}; fails {limits}." if limits else f"{text}."
 
