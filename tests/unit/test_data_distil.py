@@ -122,6 +122,17 @@ def test_softmax_recovers_the_shares_of_labels() -> None:
     assert np.abs(out / out.sum(1, keepdims=True) - shares).max() < 0.02
 
 
+def test_rounding_noise_of_a_dead_dimension_is_not_learnt_from() -> None:
+    """Encoders have such dimensions; a weight of 1e5 on one would blow up when they are tuned."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(400, 3)).astype(np.float32)
+    x[:, 1] = 5e-9 * np.sign(x[:, 0])
+    shares = np.eye(2)[(x[:, 0] > 0).astype(int)]
+    softmax, ridge = fit_softmax(x, shares, np.ones(400))[0], fit_ridge(x, x[:, 0], np.ones(400))[0]
+    assert np.abs(softmax.weights[:, 1]).max() < np.abs(softmax.weights[:, 0]).max() < 1e4
+    assert np.abs(ridge.weights[:, 1]).max() < 1
+
+
 def test_ridge_chooses_a_strong_penalty_for_noise_and_a_weak_one_for_a_line() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(200, 80)).astype(np.float32)

@@ -21,6 +21,9 @@ PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 """Penalties that are tried, the strongest first: per row and squared weight of a scaled feature
 (ours)."""
 HEAD_FILE = "head.safetensors"
+_DEAD = 1e-6
+"""Deviation below which a feature is rounding noise: encoders have dimensions that are always 0 but
+for that (MiniLM three, 5e-9); a weight on them would drown all others once the encoder moves."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def fit_ridge(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[Head, 
 def _scaled(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean = np.average(x, axis=0, weights=weights)
     scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
-    scale = np.where(scale > 1e-9, scale, 1.0)
+    scale = np.where(scale > _DEAD, scale, 1.0)
     return ((x - mean) / scale).astype(np.float32), scale, mean
 
 
