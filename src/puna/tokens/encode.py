@@ -11,7 +11,6 @@ from puna.core.progress import progress, say
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.core.units import MIB, format_count
 from puna.data.engine import EngineConfig, open_engine
-from puna.data.stagework import SCRATCH_DIR
 
 _BYTES_PER_WORKER = {True: 96 * MIB, False: 4 * MIB}
 """A worker process takes about two seconds to start, in which the compiled path (True) encodes some
@@ -40,6 +39,7 @@ def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Le
         PunaError: A document shard or the tokenizer is damaged, a document has an unknown split or
             an id that occurs twice.
     """
+    from puna.data.stagework import SCRATCH_DIR
     from puna.tokens.documents import document_pieces
     from puna.tokens.encode_publish import publish
     from puna.tokens.encode_unit import WORK_DIR, Unit, encode_unit, load_state
