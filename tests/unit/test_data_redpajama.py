@@ -16,7 +16,7 @@ from puna.data.filters.base import FILTERS
 from puna.data.filters.batch import TextBatch
 from puna.data.filters.redpajama import SIGNALS, RedPajama
 from puna.data.filters.rules import Rules, SourceRules
-from puna.data.kernels.words import STOP_WORDS
+from puna.data.words.columns import STOP_WORDS
 from tests.unit.test_data_words import documents, rare_documents, strange_texts
 
 BAD = {"spam", "hot dog", "the quick brown", "a-b"}

@@ -19,8 +19,9 @@ from puna.data.filters.dolma import DolmaGopher
 from puna.data.filters.rules import FilterKernel, Rules
 from puna.data.kernels.buffers import texts_from
 from puna.data.label import label_documents
+from puna.data.words.columns import STOP_WORDS
 from puna.data.words.measure import measure
-from puna.data.words.rules import STOP_WORDS, load_rules
+from puna.data.words.rules import load_rules
 from puna.data.words.split import MOST_NESTED, split_words
 from puna.data.words.urls import Urls
 from tests.unit.english_words import FILE, facts

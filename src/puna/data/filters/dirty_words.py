@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from puna.data.filters.base import FilterConfig, Finding, noted, register
 from puna.data.filters.batch import TextBatch
-from puna.data.safety.explicit_terms import CONTEXT_WORDS, EXPLICIT_TERMS
-from puna.data.safety.terms import TermList, read_terms
+
+if TYPE_CHECKING:
+    from puna.data.safety.terms import TermList
 
 
 @cache
 def _terms(files: tuple[Path, ...], with_own: bool, with_context: bool) -> TermList:
     """Read the lists; every term weighs 1, or nearly so where context may excuse it."""
+    from puna.data.safety.explicit_terms import CONTEXT_WORDS, EXPLICIT_TERMS
+    from puna.data.safety.terms import TermList, read_terms
+
     given = dict(EXPLICIT_TERMS) if with_own else {}
     for file in files:
         given |= read_terms(file)

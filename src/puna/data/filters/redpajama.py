@@ -23,8 +23,8 @@ from pydantic import Field, field_validator
 
 from puna.data.filters.base import FilterConfig, Finding, above, below, register
 from puna.data.filters.batch import TextBatch
-from puna.data.kernels.words import STOP_WORDS
 from puna.data.safety.lists import read_list
+from puna.data.words.columns import STOP_WORDS
 
 _PRECISION = 8
 SIGNALS: dict[str, str] = {

@@ -9,6 +9,7 @@ import numpy as np
 
 from puna.data.kernels.buffers import Array, Int, Texts, kernel
 from puna.data.kernels.chars import code_point, wide_class
+from puna.data.words.columns import STOP_WORDS
 
 WORD_COLUMNS = ("n_words", "n_word_chars", "n_alpha_words", "max_word_chars", "n_data_bytes",
                 "n_ellipses", "n_stop_words")  # fmt: skip
@@ -19,9 +20,6 @@ LINE_COLUMNS = ("n_all_lines", "n_lines", "n_line_chars", "max_line_chars", "n_b
                 "n_ellipsis_lines")  # fmt: skip
 """Lines; lines that are not blank; code points in lines; longest line; lines that begin with a
 bullet; lines that end with an ellipsis."""
-
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
-"""Gopher (Rae et al. 2021, appendix A) asks for at least two of these eight in English prose."""
 
 ENCODED_WORD_BYTES = 64
 """A run of this many base64 characters is data, not a word (after StarCoder2's filter)."""

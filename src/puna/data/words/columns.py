@@ -45,3 +45,6 @@ REDPAJAMA_COLUMNS = (
     *(f"top_{n}grams" for n in range(2, 5)), *(f"dup_{n}grams" for n in range(5, 11)),
 )  # fmt: skip
 """Of RedPajama-V2's signals; see :mod:`puna.data.words.redpajama`."""
+
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+"""Gopher (Rae et al. 2021, appendix A) asks for at least two of these eight in English prose."""

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from puna.data.words.columns import STOP_WORDS
+
 N_CODES = 0x110000
 ALPHA, BEFORE_INNER_DOT, AFTER_INNER_DOT, UPPER, BEFORE_DOT, ICON, PREFIX, SUFFIX = (
     1 << bit for bit in range(8)
@@ -26,7 +28,6 @@ CURRENCY, SPACE, SYMBOL, LETTER, PUNCTUATION, SENTENCE_END, TERMINAL, LOWER = (
 )
 """Classes of code points; ALPHA, UPPER and LOWER are spaCy's lists, LETTER is ``str.isalpha``."""
 
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 MAX_SPECIAL_CHARS = 12
 MAX_UNIT_CHARS = 5
 BASE = np.uint64(0x9E3779B97F4A7C55)
