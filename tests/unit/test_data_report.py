@@ -8,10 +8,12 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ from puna.data.filters.profiles import PROFILES
 from puna.data.lines import stage as lines_stage
 from puna.data.report.cases import EXCERPT_CHARS, excerpt
 from puna.data.report.collect import Settings, collect_data
+from puna.data.report.columns import table_charts
 from puna.data.report.histogram import histogram
 from puna.data.report.marks import find_offending
 from puna.data.report.sample import Lowest
@@ -439,3 +442,22 @@ def test_excerpts_show_the_part_and_no_personal_data() -> None:
     assert "jane" not in shown
     assert "<EMAIL>" in shown
     assert shown.endswith("\u2400")
+
+
+def test_hits_are_drawn_per_method_with_the_thresholds_that_they_were_judged_by(
+    tmp_path: Path,
+) -> None:
+    rows = {
+        "coverage": [0.9, 0.4, 0.97, 0.8],
+        "counts": [True, False, True, False],
+        "method": ["ngrams", "ngrams", "embedding", "embedding"],
+        "threshold": [0.5, 0.5, 0.95, 0.9],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "hits.parquet")
+    stage: Any = SimpleNamespace(artifact=SimpleNamespace(path=tmp_path, config={}))
+    meaning, words = table_charts(stage)
+    assert (meaning["reason"], meaning["thresholds"]) == ("decontaminate.meaning", [0.9, 0.95])
+    assert (words["reason"], words["thresholds"]) == ("decontaminate.match", [0.5])
+    for chart in (meaning, words):
+        counts = chart["histogram"]["counts"]
+        assert (sum(counts["rejected"]), sum(counts["kept"]), chart["n"]) == (1, 1, 2)

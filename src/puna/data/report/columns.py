@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from puna.data.report.folders import DataStage
@@ -15,14 +16,17 @@ from puna.data.report.measured import Check, Signal
 from puna.data.report.sample import Sample
 
 _PAIRS = (
-    ("pairs.parquet", "similarity", "duplicate.near",
+    ("similarity", "near", "duplicate.near",
      "similarity of each dropped document and the one kept for it"),
-    ("pairs.parquet", "cosine", "",
+    ("cosine", "threshold", None,
      "cosine of each dropped document and the one kept for it"),
-    ("hits.parquet", "coverage", "decontaminate.match",
-     "share of an evaluation example's words that a document holds, for each hit"),
 )  # fmt: skip
-_LIMITS = {"similarity": "near", "cosine": "threshold", "coverage": "min_coverage"}
+_HITS = {
+    "ngrams": "share of an evaluation example's words that a document holds, for each hit",
+    "embedding": "cosine of an evaluation example and a passage, for each hit",
+}
+_MAX_MARKS = 8
+"""Thresholds that a chart shows; those set for every example by itself are not drawn."""
 
 
 def columns_of(stage: DataStage) -> list[str]:
@@ -102,28 +106,45 @@ def _cut_lines(stage: DataStage, sample: Sample) -> list[Signal]:
 
 def table_charts(stage: DataStage) -> list[dict[str, Any]]:
     """Count the numbers in the tables beside the documents: pairs of duplicates, hits."""
-    charts = []
-    for file, column, reason, title in _PAIRS:
-        path = stage.artifact.path / file
-        if not path.is_file() or column not in pq.read_schema(path).names:
-            continue
-        names = [column, *(["counts"] if file == "hits.parquet" else [])]
-        table = pq.read_table(path, columns=names)
-        values = table[column].cast(pa.float64()).to_numpy()
-        acted = np.ones(len(values), bool)
-        if "counts" in names:
-            acted = np.asarray(table["counts"].to_numpy(), bool)
-        config = stage.artifact.config
-        limit = config.get(
-            {"similarity": "near", "cosine": "threshold"}.get(column, "min_coverage")
-        )
-        marks = [float(limit)] if limit else []
-        counted = histogram({"rejected": values[acted], "kept": values[~acted]}, marks)
-        if counted is not None:
-            charts.append({"title": title, "file": file, "reason": reason or None,
-                           "thresholds": marks, "n": int(np.isfinite(values).sum()),
-                           "histogram": counted})  # fmt: skip
-    return charts
+    return [*_pair_charts(stage), *_hit_charts(stage)]
+
+
+def _pair_charts(stage: DataStage) -> Iterator[dict[str, Any]]:
+    path = stage.artifact.path / "pairs.parquet"
+    names = pq.read_schema(path).names if path.is_file() else []
+    for column, limit, reason, title in _PAIRS:
+        if column in names:
+            values = pq.read_table(path, columns=[column])[column].cast(pa.float64()).to_numpy()
+            marks = [float(stage.artifact.config[limit])]
+            yield from _chart(path.name, title, reason, {"rejected": values}, marks)
+
+
+def _hit_charts(stage: DataStage) -> Iterator[dict[str, Any]]:
+    from puna.data.decontaminate.matching import reason_of
+
+    path = stage.artifact.path / "hits.parquet"
+    if not path.is_file():
+        return
+    table = pq.read_table(path, columns=["coverage", "counts", "method", "threshold"])
+    for method in sorted(table["method"].unique().to_pylist()):
+        hits = table.filter(pc.call_function("equal", [table["method"], pa.scalar(method)]))
+        values = hits["coverage"].to_numpy()
+        acted = np.asarray(hits["counts"].to_numpy(), bool)
+        marks = sorted(set(hits["threshold"].drop_null().to_pylist()))
+        title = _HITS.get(method, f"what {method} measured, for each hit")
+        parts = {"rejected": values[acted], "kept": values[~acted]}
+        shown = marks if len(marks) <= _MAX_MARKS else []
+        yield from _chart(path.name, title, reason_of(method), parts, shown)
+
+
+def _chart(
+    file: str, title: str, reason: str | None, parts: dict[str, np.ndarray], marks: list[float]
+) -> Iterator[dict[str, Any]]:
+    counted = histogram(parts, marks)
+    if counted is not None:
+        n_values = sum(int(np.isfinite(values).sum()) for values in parts.values())
+        yield {"title": title, "file": file, "reason": reason, "thresholds": marks,
+               "n": n_values, "histogram": counted}  # fmt: skip
 
 
 def rejected_chart(
