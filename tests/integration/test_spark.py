@@ -38,7 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "spark.executor.memory": "600m",
     "spark.sql.shuffle.partitions": "4",
-    "spark.executorEnv.PYTHONPATH": str(ROOT),  # kernels of the tests are no installed package
+    # kernels of the tests, and what their module imports, are no installed packages
+    "spark.executorEnv.PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}",
 }
 
 
