@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from pydantic import Field, field_validator
 
-from puna.data.filters.base import Finding, noted
+from puna.data.filters.base import FilterConfig, Finding, noted
 from puna.data.filters.batch import TextBatch
 
 
@@ -33,16 +35,23 @@ def of_lines(expression: str, flags: int = re.IGNORECASE) -> Cut:
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
 
 
-def known_rules(names: tuple[str, ...], cuts: Mapping[str, Cut]) -> tuple[str, ...]:
-    """Return the names of rules.
+class Cleaning(FilterConfig):
+    """Base of filters that cut by rules; :func:`clean` applies them."""
 
-    Raises:
-        ValueError: One of them is the name of none.
-    """
-    unknown = sorted(set(names) - set(cuts))
-    if unknown:
-        raise ValueError(f"no such rule: {', '.join(unknown)}; known: {', '.join(cuts)}")
-    return names
+    rewrites: ClassVar[bool] = True
+    cuts: ClassVar[Mapping[str, Cut]]
+    off: tuple[str, ...] = ()
+    """Rules that are left out: names after the dot."""
+    min_left: int = Field(default=50, ge=0)
+    """Smallest number of characters that must be left of a text that was cut (ours)."""
+
+    @field_validator("off")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(names) - set(cls.cuts))
+        if unknown:
+            raise ValueError(f"no such rule: {', '.join(unknown)}; known: {', '.join(cls.cuts)}")
+        return names
 
 
 def clean(

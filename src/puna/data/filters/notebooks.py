@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from pydantic import Field, field_validator
-
-from puna.data.filters.base import FilterConfig, Finding, register
+from puna.data.filters.base import Finding, register
 from puna.data.filters.batch import TextBatch
-from puna.data.filters.cleaning import Cut, clean, known_rules, of_lines
+from puna.data.filters.cleaning import Cleaning, Cut, clean, of_lines
 
 _CUTS = {
     "terminal": Cut(re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")),
@@ -35,13 +33,13 @@ _CUTS = {
 
 
 @register("notebook")
-class Notebook(FilterConfig):
+class Notebook(Cleaning):
     """Cleans notebooks that are text already; ingest makes text of ``.ipynb`` files (rules ours).
 
     Rewrites what it keeps.
     """
 
-    rewrites: ClassVar[bool] = True
+    cuts: ClassVar[Mapping[str, Cut]] = _CUTS
     reasons: ClassVar[dict[str, str]] = {
         "notebook.terminal": "colour codes of terminals cut out (measured only)",
         "notebook.pictures": "pictures as base64 cut out (measured only)",
@@ -52,15 +50,6 @@ class Notebook(FilterConfig):
         "notebook.empty_cells": "cells without text cut out (measured only)",
         "notebook.emptied": "fewer characters than `min_left` are left of a text that was cut",
     }
-    off: tuple[str, ...] = ()
-    """Rules that are left out: names after the dot."""
-    min_left: int = Field(default=50, ge=0)
-    """Smallest number of characters that must be left of a text that was cut (ours)."""
-
-    @field_validator("off")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return known_rules(value, _CUTS)
 
     def judge(self, docs: TextBatch) -> Iterator[Finding]:
         """Cut out, count, and look at what is left."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from pydantic import Field, field_validator
-
-from puna.data.filters.base import FilterConfig, Finding, above, register
+from puna.data.filters.base import Finding, above, register
 from puna.data.filters.batch import TextBatch
-from puna.data.filters.cleaning import Cut, clean, known_rules, of_lines
+from puna.data.filters.cleaning import Cleaning, Cut, clean, of_lines
 
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _WHOM = r"(?: (?:all|everyone|everybody|guys|folks|there|community|experts|team|friends))*"
@@ -61,13 +59,13 @@ _CUTS = {
 
 
 @register("questions")
-class Questions(FilterConfig):
+class Questions(Cleaning):
     """Cleans pages of questions and answers, drops those that were closed (rules ours).
 
     Rewrites what it keeps.
     """
 
-    rewrites: ClassVar[bool] = True
+    cuts: ClassVar[Mapping[str, Cut]] = _CUTS
     reasons: ClassVar[dict[str, str]] = {
         "questions.closed": "the page says that the question was closed or is a duplicate",
         "questions.votes": "lines of votes, scores, badges, views cut out (measured only)",
@@ -82,15 +80,6 @@ class Questions(FilterConfig):
     }
     drop_closed: bool = True
     """Drop pages of questions that were closed."""
-    off: tuple[str, ...] = ()
-    """Rules that are left out: names after the dot."""
-    min_left: int = Field(default=50, ge=0)
-    """Smallest number of characters that must be left of a text that was cut (ours)."""
-
-    @field_validator("off")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return known_rules(value, _CUTS)
 
     def judge(self, docs: TextBatch) -> Iterator[Finding]:
         """Look for closed questions, then cut out, count, and look at what is left."""
