@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +39,7 @@ from puna.data.safety import stage as safety_stage
 from puna.data.schema import shard_name
 from puna.data.testing import kept_rows, make_documents, rejected_rows
 from puna.ui.report.data_page import collect_page, render_page
+from tests.unit.html_page import Page
 
 STAGES = (filter_stage, safety_stage, lines_stage, dedup_stage, split_stage)
 EVIL = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>"
@@ -48,7 +48,6 @@ SENTENCE = (
     "winter it has to be crossed by those who trade wool for maize"
 )
 WORDS = SENTENCE.split()
-VOID = {"meta", "br", "input", "hr", "img", "link"}
 
 
 def text_of(index: int, n_words: int) -> str:
@@ -199,29 +198,6 @@ def test_values_depend_on_documents_alone(tmp_path: Path) -> None:
     made = tmp_path / "one" / "run"
     other = collect_data(made, Settings(sample=60, margin=2, seed=4))
     assert other["stages"][0]["signals"] != found[0]["stages"][0]["signals"]
-
-
-class Page(HTMLParser):
-    """Tags with attributes, and whether they are balanced."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def test_page_escapes_what_documents_say(value: dict[str, Any]) -> None:

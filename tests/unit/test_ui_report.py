@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from puna.ui.report.collect.record import stage_attempts
 from puna.ui.report.collect.training import MOST_ROWS, sampled, training_section
 from puna.ui.report.render import render
 from puna.ui.report.stage import ReportConfig, make_report
+from tests.unit.html_page import Page
 
 _spec = importlib.util.spec_from_file_location("ui_run", Path(__file__).with_name("ui_run.py"))
 assert _spec is not None
@@ -38,41 +38,6 @@ SECTIONS = {
     "time", "lineage", "recipe",
 }  # fmt: skip
 ALWAYS = {"time", "lineage", "recipe"}
-VOID = {"meta", "br", "input", "hr", "img", "link", "source", "base", "embed"}
-
-
-class Page(HTMLParser):
-    """What a browser would see: tags with attributes, ids, text, and whether tags are balanced."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text.append(data)
-
-    def attributes(self, name: str) -> list[str]:
-        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
-
-    def sections(self) -> set[str]:
-        return {attrs["id"] or "" for tag, attrs in self.tags if tag == "section"}
 
 
 def make(run: Any, *keys: str, **options: Any) -> tuple[dict[str, Any], str]:
