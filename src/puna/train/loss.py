@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -27,6 +28,8 @@ def cross_entropy_sum(
     *,
     dtype: torch.dtype = torch.float32,
     chunk_tokens: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    first_id: int = 0,
 ) -> Float[Tensor, ""]:
     """Return the summed cross entropy of the labelled tokens, in nats.
 
@@ -39,15 +42,25 @@ def cross_entropy_sum(
         labels_BT: Next token of each position; -100 has no loss (and costs no logits).
         dtype: Dtype of the matrix products; the softmax is always fp32.
         chunk_tokens: Tokens per chunk; by the size of the vocabulary when None.
+        group: Ranks that share the head by vocabulary (loss parallel). All have the same hidden
+            states and get the same loss; the gradient of the states is each rank's part of a sum.
+        first_id: Id of the first row of this rank's part of the head.
     """
     hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT.flatten()
     kept = (labels_N != NO_LABEL).nonzero().squeeze(1)
     if len(kept) < len(labels_N):
         hidden_ND, labels_N = hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
-    chunk = chunk_tokens or max(128, _CHUNK_ELEMENTS // weight_VD.shape[0])
+    chunk = chunk_tokens or tokens_per_chunk(weight_VD.shape[0])
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        loss: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, dtype, chunk)  # type: ignore[assignment]
+        loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[assignment]
+            hidden_ND, weight_VD, labels_N, dtype, chunk, group, first_id
+        )
     return loss
+
+
+def tokens_per_chunk(n_ids: int) -> int:
+    """Return how many tokens are computed at once for a head of ``n_ids`` rows."""
+    return max(128, _CHUNK_ELEMENTS // n_ids)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -59,6 +72,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels_N: Tensor,
         dtype: torch.dtype,
         chunk: int,
+        group: dist.ProcessGroup | None,
+        first_id: int,
     ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         head_VD = weight_VD.to(dtype)
@@ -69,15 +84,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             hidden_nD, labels_n1 = hidden_ND[part].to(dtype), labels_N[part].unsqueeze(1)
             logits_nV = (hidden_nD @ head_VD.T).float()
-            target_n1 = logits_nV.gather(1, labels_n1)
             top_n1 = logits_nV.amax(1, keepdim=True)
-            exp_nV = logits_nV.sub_(top_n1).exp_()
+            if group is not None:
+                dist.all_reduce(top_n1, dist.ReduceOp.MAX, group)
+                labels_n1 = labels_n1 - first_id
+                own_n1 = ((labels_n1 >= 0) & (labels_n1 < len(head_VD))).float()
+                labels_n1 = labels_n1.clamp(0, len(head_VD) - 1)
+            logits_nV.sub_(top_n1)
+            target_n1 = logits_nV.gather(1, labels_n1)
+            exp_nV = logits_nV.exp_()
             sum_n1 = exp_nV.sum(1, keepdim=True)
-            loss += (sum_n1.log() + top_n1 - target_n1).sum()
+            if group is not None:
+                target_n1 *= own_n1
+                both_2n1 = torch.stack((sum_n1, target_n1))
+                dist.all_reduce(both_2n1, group=group)
+                sum_n1, target_n1 = both_2n1
+            loss += (sum_n1.log() - target_n1).sum()
             if grad_hidden_ND is None or grad_weight_VD is None:
                 continue
             grad_nV = exp_nV.div_(sum_n1)  # softmax minus one-hot is the gradient of the logits
-            grad_nV.scatter_add_(1, labels_n1, torch.full_like(target_n1, -1.0))
+            hit_n1 = torch.ones_like(target_n1) if group is None else own_n1
+            grad_nV.scatter_add_(1, labels_n1, -hit_n1)
             grad_nV = grad_nV.to(dtype)
             grad_hidden_ND[part] = grad_nV @ head_VD
             if dtype == torch.float32:
@@ -89,13 +116,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (scale,) = grads
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         return (
             grad_hidden_ND * scale,
             (grad_weight_VD * scale).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
