@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from puna.cli.common import load_stages
 from puna.core import run as run_module
 from puna.core import stage as stage_module
 from puna.core.artifact import Artifact, code_version
 from puna.core.config import Config, Execution
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger, read_events
+from puna.core.plan import plan_steps
 from puna.core.recipe import Recipe, resolve
-from puna.core.run import plan_steps, run_lock, run_recipe
+from puna.core.run import run_lock, run_recipe
 from puna.core.stage import stage
 
 
@@ -99,6 +101,40 @@ def test_an_input_is_the_first_of_several_stages_that_the_recipe_has(
     assert source("make", "late") == "lab.make"
     with pytest.raises(PunaError, match=r"needs 'sum' from lab\.missing, which is not in"):
         source("late")
+
+
+def test_of_several_stages_none_is_chosen_that_reads_from_the_stage_itself(tmp_path: Path) -> None:
+    load_stages()
+
+    def sources(*names: str, **top: object) -> dict[str, dict[str, object]]:
+        raw: dict = {"name": "r", **top}
+        for name in ("data.ingest", "data.split", "tokens.train", "tokens.encode", *names):
+            part, _, key = name.partition(".")
+            raw.setdefault(part, {})[key] = {}
+        raw["data"]["ingest"] = {"sources": [{"kind": "files", "name": "a", "paths": ["."]}]}
+        steps = plan_steps(resolve(raw))
+        assert list(steps)[:2] == ["data.ingest", "data.split"]
+        return {name: dict(step.sources) for name, step in steps.items()}
+
+    plain = sources("post.pairs")
+    assert {plain[name]["documents"] for name in ("tokens.train", "tokens.encode", "post.pairs")} \
+        == {"data.split"}  # fmt: skip
+    composed = sources("data.compose", "post.pairs")
+    for name in ("tokens.train", "tokens.encode", "post.pairs"):
+        assert composed[name]["documents"] == "data.compose"
+    exact = sources("data.compose", "tokens.count", "post.pairs")
+    assert exact["tokens.train"]["documents"] == exact["tokens.count"]["documents"] == "data.split"
+    assert exact["data.compose"]["documents"] == "tokens.count"
+    assert exact["tokens.encode"]["documents"] == exact["post.pairs"]["documents"] == "data.compose"
+    inputs = {"data.compose.documents": "data.split"}
+    wired = sources("data.compose", "tokens.count", inputs=inputs)
+    assert wired["tokens.train"]["documents"] == "data.compose"
+    inputs = {"tokens.train.documents": "data.compose"}
+    turned = sources("data.compose", "tokens.count", inputs=inputs)
+    assert turned["data.compose"]["documents"] == "data.split"
+    inputs["data.compose.documents"] = "tokens.count"
+    with pytest.raises(PunaError, match="circle"):
+        sources("data.compose", "tokens.count", inputs=inputs)
 
 
 def test_the_record_tells_how_the_artifact_was_made(calls: Calls, tmp_path: Path) -> None:

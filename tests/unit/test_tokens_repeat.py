@@ -3,6 +3,8 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from puna.core.artifact import Artifact, write_record
@@ -139,6 +141,31 @@ def test_damaged_repetitions_are_named(run, tmp_path):
     np.save(path, np.load(path) + 1)
     with pytest.raises(PunaError, match=r"repeats\.npy is damaged"):
         TokenShards(folder).open("train", "code")
+
+
+def test_the_tokenizer_is_trained_on_documents_as_often_as_they_are_read(run, tmp_path):
+    texts = [("web", "a", "llama puna " * 40), ("web", "b", "qocha " * 100), ("web", "c", "x" * 9)]
+    splits = ["train", "train", "heldout"]
+    copies = [("web", "a2", texts[0][2]), ("web", "a3", texts[0][2])]
+    documents = {
+        name: make_documents(tmp_path / name, rows, n_shards=1, stage=name, extra={"split": split})
+        for name, rows, split in (
+            ("split", texts, splits), ("once", texts, splits), ("repeated", texts, splits),
+            ("copied", [*texts, *copies], [*splits, "train", "train"]),
+        )
+    }  # fmt: skip
+    for name, times in (("once", 1), ("repeated", 3)):
+        (path,) = (tmp_path / name / "documents").glob("*.parquet")
+        table = pq.read_table(path)
+        repeat = [times if one == "a" else 1 for one in table.column("path").to_pylist()]
+        pq.write_table(table.append_column("repeat", pa.array(repeat, pa.int32())), path)
+    cfg = TokenizerTrainingConfig(vocab_size=280, n_special=12)
+    done_ = {name: stage(train_tokenizer, cfg, tmp_path, f"t-{name}", documents=one)[1]
+             for name, one in documents.items()}  # fmt: skip
+    assert done_["repeated"]["digest"] == done_["copied"]["digest"] != done_["once"]["digest"]
+    assert done_["once"]["digest"] == done_["split"]["digest"]
+    assert done_["repeated"]["bytes"] == done_["copied"]["bytes"] == 3 * 440 + 600
+    assert done_["repeated"]["docs"] == 2
 
 
 def test_columns_that_are_there_already_are_refused(run, tmp_path):

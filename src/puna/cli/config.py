@@ -46,8 +46,8 @@ def show(recipe: Path, overrides: tuple[str, ...], origin: bool) -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def check(recipe: Path, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and print its steps in the order in which they run."""
+    from puna.core.plan import plan_steps
     from puna.core.recipe import load_recipe
-    from puna.core.run import plan_steps
 
     for name, step in plan_steps(load_recipe(recipe, overrides)).items():
         inputs = ", ".join(f"{key} <- {source}" for key, source in step.sources.items())

@@ -7,9 +7,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +19,15 @@ from puna.core.config import Config, identity
 from puna.core.errors import PunaError, explain_environment_error
 from puna.core.fsio import commit_dir, hash_json, remove_tree, write_json, write_text
 from puna.core.ledger import LEDGER_FILE, Ledger
+from puna.core.plan import Step, plan_steps
 from puna.core.progress import say
 from puna.core.recipe import Recipe, flatten, toml_values
-from puna.core.stage import Stage
 from puna.core.units import format_bytes, format_duration
 
 IDENTITY_FILE = ".identity.json"
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 20.0
 _SHOWN_DIFFERENCES = 6
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of a recipe with its inputs resolved.
-
-    Attributes:
-        stage: The stage.
-        config: Its configuration.
-        sources: Input name -> stage of this recipe, or folder of a finished artifact.
-    """
-
-    stage: Stage
-    config: Config
-    sources: Mapping[str, str | Path]
-
-    @property
-    def upstream(self) -> list[str]:
-        """Stages of this recipe that it reads from."""
-        return [source for source in self.sources.values() if isinstance(source, str)]
 
 
 @dataclass
@@ -59,57 +38,6 @@ class RunResult:
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
-
-
-def plan_steps(recipe: Recipe) -> dict[str, Step]:
-    """Order the stages of a recipe so that every stage comes after its inputs.
-
-    Raises:
-        PunaError: A needed stage is not in the recipe, the inputs form a circle, or an input is
-            wired to a folder that is no finished artifact.
-    """
-    configs = recipe.stage_configs()
-    if not configs:
-        raise PunaError(
-            f"{recipe.path or 'recipe'} has no stage",
-            "add sections such as [data.ingest]; `puna config schema` lists them",
-        )
-    steps: dict[str, Step] = {}
-    for name, (stage, config) in configs.items():
-        sources: dict[str, str | Path] = {}
-        for need, makers in stage.needs.items():
-            key = need.rstrip("?")
-            choices = makers.split("|")
-            default = next((maker for maker in choices if maker in configs), choices[0])
-            wired = recipe.settings.inputs.get(f"{name}.{key}", default)
-            if wired in configs:
-                sources[key] = wired
-            elif wired != default:
-                sources[key] = _finished_folder(wired, f'inputs."{name}.{key}"', configs)
-            elif not need.endswith("?"):
-                raise PunaError(
-                    f"stage {name} needs {key!r} from {default}, which is not in the recipe",
-                    f'add a section [{default}], or set inputs."{name}.{key}" to a finished '
-                    "artifact's folder",
-                )
-        steps[name] = Step(stage, config, sources)
-    try:
-        order = list(TopologicalSorter({n: s.upstream for n, s in steps.items()}).static_order())
-    except CycleError as error:
-        raise PunaError(
-            f"the inputs form a circle: {' -> '.join(error.args[1])}", "correct the table [inputs]"
-        ) from error
-    return {name: steps[name] for name in order}
-
-
-def _finished_folder(wired: str, where: str, stages: Iterable[str]) -> Path:
-    """Check the folder that an input is wired to before the first stage runs, not hours later."""
-    if not (Path(wired) / ARTIFACT_FILE).is_file():
-        raise PunaError(
-            f"{where} is {wired!r}: neither a stage of the recipe nor a finished stage's folder",
-            f"give a folder that holds {ARTIFACT_FILE}, or one of {', '.join(stages)}",
-        )
-    return Path(wired)
 
 
 def run_recipe(

@@ -46,7 +46,8 @@ class Stage:
         config: Its configuration class.
         needs: Input name -> name of the stage that makes it, unless the recipe says otherwise.
             An input whose name ends with ``?`` is optional: it is given when the recipe has that
-            stage. Several stages, ``a|b``: the first of them that the recipe has.
+            stage. Several stages, ``a|b``: the first of them that the recipe has and that does not
+            itself read from this stage (see :mod:`puna.core.plan`).
         resumable: The function continues from what an earlier, killed attempt left in ``out``.
         schema_version: Raised when the payload or the meaning of the configuration changes.
         external_state: Tells, as JSON values, what outside the recipe the result depends on

@@ -29,6 +29,7 @@ from puna.core.fsio import atomic_path
 from puna.core.ledger import Ledger
 from puna.core.progress import progress
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.data.chain import CORPUS_STAGES
 from puna.data.engine.shards import read_batches
 from puna.data.schema import DOCUMENTS_DIR
 from puna.post.quality import Entry, judge, read_entry
@@ -90,9 +91,12 @@ class Documented:
     entry: Entry
 
 
-@stage("post.pairs", needs={"documents": "data.split"})
+@stage("post.pairs", needs={"documents": "|".join(CORPUS_STAGES)})
 def make_pairs(cfg: PairsConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Make instruction pairs from documented names, with reasons for what is left out.
+
+    Only documents that are trained on (or held out) give pairs: those of ``data.compose`` where the
+    recipe has it, each once however often it is read.
 
     Writes ``pairs.jsonl``, ordered by id: ``{id, document_id, source, split, kind, messages}``.
 

@@ -83,7 +83,9 @@ def _tokenizer(folder: Path) -> Tokenizer:
 def count_tokens(cfg: CountConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Write the number of tokens of each document beside it, for exact shares and budgets.
 
-    Writes ``documents/`` with a column ``n_tokens``; nothing is dropped.
+    It stands before ``data.compose``, which needs the counts; what a pass then reads, repetitions
+    counted, is in the composition's metrics. Writes ``documents/`` with a column ``n_tokens``;
+    nothing is dropped.
 
     Raises:
         PunaError: The documents have such a column already.

@@ -53,7 +53,7 @@ class Piece:
 
 
 def document_pieces(folder: Path) -> list[Piece]:
-    """List the row groups of the documents of a finished ``data.split``, in order.
+    """List the row groups of the documents of a finished stage of the corpus, in order.
 
     Args:
         folder: The stage's folder.
@@ -64,7 +64,7 @@ def document_pieces(folder: Path) -> list[Piece]:
     paths = sorted((folder / DOCUMENTS_DIR).glob("*.parquet"))
     if not paths:
         raise PunaError(f"{folder / DOCUMENTS_DIR} holds no Parquet file",
-                        "give the output of the stage data.split")  # fmt: skip
+                        "give the output of data.compose or data.split")  # fmt: skip
     pieces: list[Piece] = []
     for path in paths:
         try:
@@ -75,7 +75,7 @@ def document_pieces(folder: Path) -> list[Piece]:
         missing = [name for name in _NEEDED if name not in names]
         if missing:
             raise PunaError(f"{path} has no column {', '.join(missing)}",
-                            "give the output of the stage data.split")  # fmt: skip
+                            "give the output of data.compose or data.split")  # fmt: skip
         text = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index("text")
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
@@ -87,4 +87,4 @@ def document_pieces(folder: Path) -> list[Piece]:
 
 def _damaged(path: Path, error: Exception) -> PunaError:
     return PunaError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}",
-                     "run the stage data.split again (--rebuild data.split)")  # fmt: skip
+                     f"run the stage again: --rebuild {path.parent.parent.name}")  # fmt: skip

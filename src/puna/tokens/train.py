@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
 from puna.core.progress import Bar, progress, say
 from puna.core.stage import Artifacts, Metrics, stage
+from puna.data.chain import CORPUS_STAGES
 from puna.tokens.special import LLAMA3_SPECIAL, MIN_SPECIAL
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class TokenizerTrainingConfig(Config):
     min_frequency: int = Field(default=2, ge=1)
     """A pair of tokens must occur this often to become a token."""
     max_bytes: int = Field(default=1_000_000_000, ge=1)
-    """Most text to train on; from a larger corpus a random sample of documents is taken."""
+    """Most text to train on, repeated documents counted each time; from a larger corpus a random
+    sample of documents is taken."""
     seed: Seed = 0
     """Decides which documents are taken when the corpus is larger than `max_bytes`."""
 
@@ -48,11 +50,14 @@ class TokenizerTrainingConfig(Config):
         return self
 
 
-@stage("tokens.train", needs={"documents": "data.split"})
+@stage("tokens.train", needs={"documents": "|".join(CORPUS_STAGES)})
 def train_tokenizer(
     cfg: TokenizerTrainingConfig, inputs: Artifacts, out: Path, events: Ledger
 ) -> Metrics:
-    """Train a BPE tokenizer on the training documents.
+    """Train a BPE tokenizer on the training documents, each as often as training reads it.
+
+    The documents are those of ``data.compose`` where the recipe has it; but with ``tokens.count``,
+    which needs a tokenizer before the composition, those of ``data.split``.
 
     Writes ``tokenizer.json`` and ``tokenizer_config.json``, equal bytes for an equal corpus.
 
@@ -120,12 +125,10 @@ def _choose(pieces: list[Piece], seed: int, max_bytes: int) -> _Choice:
     draws: list[int] = []
     sizes: list[int] = []
     for piece in pieces:
-        for batch in piece.batches(("id", "n_bytes", "split")):
-            rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            for document_id, n_bytes, split in rows:
-                if split == "train":
-                    draws.append(_draw(seed, document_id))
-                    sizes.append(n_bytes)
+        for document_id, split, times, n_bytes in _rows(piece, "n_bytes"):
+            if split == "train":
+                draws.append(_draw(seed, document_id))
+                sizes.append(n_bytes * times)
     drawn, size_n = np.array(draws, np.uint64), np.array(sizes, np.int64)
     order = np.argsort(drawn, kind="stable")
     total = np.cumsum(size_n[order])
@@ -145,23 +148,29 @@ def _texts(
     room: dict[tuple[str, str], int] = {}
     texts: list[str] = []
     for piece in pieces:
-        for batch in piece.batches(("id", "source", "split", "text")):
-            rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            n_bytes = 0
-            for document_id, source, split, text in rows:
-                key = (source, split)
-                if room.setdefault(key, _SAMPLE_BYTES) > 0:
-                    room[key] -= len(text)
-                    samples.setdefault(key, []).append(text)
-                if split == "train" and choice.takes(document_id):
-                    n_bytes += len(text.encode())
-                    texts += split_huge(text)
-                if len(texts) >= _BATCH_TEXTS:
-                    yield texts
-                    texts = []
-            bar.advance(n_bytes / 1e6)
+        for document_id, split, times, source, text in _rows(piece, "source", "text"):
+            key = (source, split)
+            if room.setdefault(key, _SAMPLE_BYTES) > 0:
+                room[key] -= len(text)
+                samples.setdefault(key, []).append(text)
+            if split == "train" and choice.takes(document_id):
+                bar.advance(len(text.encode()) * times / 1e6)
+                texts += [*split_huge(text)] * times
+            if len(texts) >= _BATCH_TEXTS:
+                yield texts
+                texts = []
     yield texts
     bar.advance(0, note="merging")
+
+
+def _rows(piece: Piece, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Yield id, split, how often training reads the document, and the given columns."""
+    repeat = ["repeat"] if piece.has_repeat else []
+    for batch in piece.batches(("id", "split", *repeat, *columns)):
+        values = [column.to_pylist() for column in batch.columns]
+        if not repeat:
+            values.insert(2, [1] * batch.num_rows)
+        yield from zip(*values, strict=True)
 
 
 def _bytes_per_token(

@@ -12,6 +12,7 @@ from puna.core.fsio import write_json, write_text
 from puna.core.ledger import Ledger
 from puna.core.stage import Artifacts, Metrics, stage
 from puna.core.units import format_bytes
+from puna.data.chain import DATA_STAGES
 
 REPORT_FILE = "report.html"
 NUMBERS_FILE = "report.json"
@@ -31,10 +32,7 @@ class ReportConfig(Config):
 @stage(
     "report",
     needs={
-        "ingest?": "data.ingest",
-        "filter?": "data.filter",
-        "dedup?": "data.dedup",
-        "split?": "data.split",
+        **{f"{name.rpartition('.')[2]}?": name for name in DATA_STAGES},
         "tokenizer?": "tokens.train",
         "tokens?": "tokens.encode",
         "pretrain?": "train.pretrain",

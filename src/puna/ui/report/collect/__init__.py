@@ -8,6 +8,7 @@ from typing import Any
 
 from puna.core.artifact import Artifact
 from puna.core.ledger import LEDGER_FILE, read_events
+from puna.ui.report.collect.composition import composition_section
 from puna.ui.report.collect.data import data_section
 from puna.ui.report.collect.record import lineage_section, run_section, stages_section
 from puna.ui.report.collect.results import (
@@ -46,6 +47,7 @@ def collect(
         "report_schema_version": REPORT_SCHEMA_VERSION,
         "run": run_section(artifacts, stages, ledger, title),
         "data": data_section(artifacts, tokens, max_reasons),
+        "composition": composition_section(inputs),
         "tokens": tokens,
         "model": model_section(inputs),
         "training": training_section(inputs.get("pretrain"), events),

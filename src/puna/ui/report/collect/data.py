@@ -13,6 +13,7 @@ LABELS = {
     "data.filter": "filtered",
     "data.dedup": "deduplicated",
     "data.split": "split",
+    "data.compose": "composed",
 }
 """What a document is after a stage; another stage is called by the last part of its name."""
 UNEXPLAINED = "(no reason recorded)"
