@@ -102,6 +102,45 @@ class RestartConfig(Config):
     """Longest silence of a rank while it starts (to the end of its first step) or saves."""
 
 
+ScheduleKind = Literal[
+    "gpipe", "1f1b", "interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv", "dualpipev"
+]
+
+
+class ParallelConfig(Config):
+    """How the ranks share the work; it does not change the result, beyond rounding.
+
+    Ranks are numbered as Llama 3 did: neighbours share a tensor (TP), then a context (CP), then a
+    pipeline (PP), and what is left is data parallel. ``tp * cp * pp * replicate`` divides the
+    number of ranks; the rest of it shards parameters, gradients and optimiser (FSDP).
+    """
+
+    tp: int = Field(default=1, ge=1)
+    """Ranks that share each matrix, and between matrices the tokens (sequence parallel)."""
+    cp: int = Field(default=1, ge=1)
+    """Ranks that share the tokens of each row, for long rows."""
+    pp: int = Field(default=1, ge=1)
+    """Ranks that share the layers."""
+    replicate: int = Field(default=1, ge=1)
+    """Copies of the sharded model (HSDP): parameters are gathered inside a copy only."""
+    schedule: ScheduleKind = "1f1b"
+    """Order of the micro-batches in the pipeline."""
+    stages: int | None = Field(default=None, ge=1)
+    """Stages of the pipeline over all its ranks; None means one per rank (two for the schedules
+    that interleave)."""
+    less_first: int = Field(default=0, ge=0)
+    """Layers that the first stage has less than its equal share, for the embedding's memory."""
+    less_last: int = Field(default=0, ge=0)
+    """Layers that the last stage has less than its equal share, for the head's work and memory."""
+    reshard_after_forward: bool = False
+    """Free the gathered parameters after the forward pass and gather them again for the backward
+    one: less memory, half as much traffic more. Llama 3 kept them."""
+    prefetch: int = Field(default=1, ge=0)
+    """Layers whose parameters are gathered ahead of the one that computes."""
+    cpu_offload: bool = False
+    """Keep parameters, gradients and optimiser in the host's memory (GPU only)."""
+
+
 class TrainingConfig(Config):
     """What every kind of training has."""
 
@@ -119,7 +158,9 @@ class TrainingConfig(Config):
     """Rows per forward pass of one rank; fewer means less memory, the result stays the same up to
     rounding. 0 means all rows of the rank at once."""
     nproc: int = Field(default=1, ge=1)
-    """Ranks (processes) on this machine; the parameters are sharded over them."""
+    """Ranks (processes); the parameters are sharded over them."""
+    parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig)
+    """How the ranks share the work."""
     optim: OptimConfig = Field(default_factory=AdamWConfig)
     """Optimiser."""
     schedule: ScheduleConfig = Field(default_factory=CosineConfig)
@@ -145,18 +186,28 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"give either steps or tokens (steps={self.steps}, tokens={self.tokens})"
             )
-        if self.global_batch % self.nproc:
-            low = self.global_batch - self.global_batch % self.nproc
-            near = " or ".join(str(rows) for rows in (low, low + self.nproc) if rows)
+        p = self.parallel
+        inner = p.tp * p.cp * p.pp * p.replicate
+        if self.nproc % inner:
+            low = self.nproc - self.nproc % inner
+            near = " or ".join(str(ranks) for ranks in (low, low + inner) if ranks)
             raise ValueError(
-                f"global_batch={self.global_batch} rows do not divide among nproc={self.nproc} "
-                f"ranks; use global_batch={near}"
+                f"parallel.tp={p.tp} x cp={p.cp} x pp={p.pp} x replicate={p.replicate} does not "
+                f"divide nproc={self.nproc}; use nproc={near}"
+            )
+        if self.global_batch % self.data_ranks:
+            low = self.global_batch - self.global_batch % self.data_ranks
+            near = " or ".join(str(rows) for rows in (low, low + self.data_ranks) if rows)
+            raise ValueError(
+                f"global_batch={self.global_batch} rows do not divide among the "
+                f"{self.data_ranks} data-parallel ranks of nproc={self.nproc}; "
+                f"use global_batch={near}"
             )
         if self.micro_batch and self.rank_batch % self.micro_batch:
             fitting = [n for n in range(1, self.rank_batch + 1) if self.rank_batch % n == 0]
             raise ValueError(
                 f"micro_batch={self.micro_batch} does not divide the {self.rank_batch} rows of a "
-                f"rank (global_batch={self.global_batch} / nproc={self.nproc}); "
+                f"rank (global_batch={self.global_batch} / {self.data_ranks} data-parallel ranks); "
                 f"use one of {', '.join(map(str, fitting))}"
             )
         fault = self.fault
@@ -172,9 +223,15 @@ class TrainingConfig(Config):
         return self
 
     @property
+    def data_ranks(self) -> int:
+        """Data-parallel ranks: those that take different rows."""
+        p = self.parallel
+        return self.nproc // (p.tp * p.cp * p.pp)
+
+    @property
     def rank_batch(self) -> int:
-        """Rows per step of one rank."""
-        return self.global_batch // self.nproc
+        """Rows per step of one data-parallel rank."""
+        return self.global_batch // self.data_ranks
 
     @property
     def tokens_per_step(self) -> int:

@@ -14,16 +14,17 @@ from puna.model.accounting import account
 from puna.model.formats.checkpoint import open_checkpoint
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
+from puna.train.batch import TensorBatch
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.export import export_model
 from puna.train.metrics import StepMeter, peak_flops
-from puna.train.optim import make_optimizer, set_lr, state_tensors
-from puna.train.parallel.fsdp import build_sharded, fill, random_weights
+from puna.train.optim import make_optimizer, restore_copies, set_lr, state_tensors
+from puna.train.parallel.model import ParallelModel
 from puna.train.parallel.world import World
 from puna.train.precision import Precision, decide_precision
 from puna.train.schedule import lr_factor
 from puna.train.spec import CHECKPOINTS_DIR, JobSpec
-from puna.train.step import TensorBatch, check_finite, clip_gradients, forward_backward
+from puna.train.step import check_finite
 
 
 def train(
@@ -46,24 +47,28 @@ def train(
     source = spec.source.open()
     if source.n_rows != cfg.global_batch:
         raise ValueError(f"the source has {source.n_rows} rows, not {cfg.global_batch}")
-    model = build_sharded(spec.model, world)
-    optimizer = make_optimizer(cfg.optim, model)
-    tensors = state_tensors(model, optimizer)
-
     store = CheckpointStore(
         spec.out / CHECKPOINTS_DIR, world, identity=spec.identity(), keep=cfg.checkpoint.keep,
         must_save=cfg.checkpoint.on_failure == "stop", events=events,
     )  # fmt: skip
+    precision = decide_precision(cfg.precision, world.device, store.earlier_dtype())
+    micro_batch = cfg.micro_batch or cfg.rank_batch
+    model = ParallelModel(
+        spec.model, cfg.seq_len, micro_batch, cfg.rank_batch // micro_batch, world, cfg.parallel,
+        precision,
+    )  # fmt: skip
+    optimizer = make_optimizer(cfg.optim, model)
+    tensors = state_tensors(model, optimizer)
     restored = store.restore(tensors)
     if restored is None:
         if spec.weights is None:
-            fill(model, random_weights(spec.model, cfg.seed))
+            model.fill_random(cfg.seed)
         else:
-            fill(model, open_checkpoint(spec.weights).tensors())
+            model.fill(open_checkpoint(spec.weights).tensors())
         for value in (v for state in optimizer.state.values() for v in state.values()):
             value.zero_()
+    restore_copies(model, optimizer)
     first_step = restored.step if restored else 0
-    precision = decide_precision(cfg.precision, world.device, restored.dtype if restored else None)
 
     meter = StepMeter(
         events, world, attempt=attempt, log_every=cfg.log_every,
@@ -83,10 +88,10 @@ def train(
         meter.begin()
         torch.manual_seed(_mix_seed(cfg.seed, step, world.rank))
         lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
-        batch = TensorBatch.of(source.batch(step, world.rank, world.size), world.device)
-        loss = forward_backward(model, batch, cfg.micro_batch or cfg.rank_batch, precision, world)
+        batch = TensorBatch.of(source.batch(step, world.data_rank, world.layout.data), world.device)
+        loss = model.forward_backward(batch)
         injector.at(step)
-        grad_norm = clip_gradients(model, cfg.clip_norm)
+        grad_norm = model.clip_gradients(cfg.clip_norm)
         check_finite(step, loss, grad_norm, lr)
         set_lr(optimizer, lr)
         optimizer.step()
@@ -100,7 +105,7 @@ def train(
                 final=step + 1 == cfg.n_steps,
             )  # fmt: skip
     heart.beat("save", cfg.n_steps)
-    export_model(spec, model, world)
+    export_model(spec, store, world)
     heart.beat("done", cfg.n_steps)
 
 

@@ -85,6 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden_nD, labels_n1 = hidden_ND[part].to(dtype), labels_N[part].unsqueeze(1)
             logits_nV = (hidden_nD @ head_VD.T).float()
             top_n1 = logits_nV.amax(1, keepdim=True)
+            own_n1 = torch.ones_like(top_n1)
             if group is not None:
                 dist.all_reduce(top_n1, dist.ReduceOp.MAX, group)
                 labels_n1 = labels_n1 - first_id
@@ -103,8 +104,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden_ND is None or grad_weight_VD is None:
                 continue
             grad_nV = exp_nV.div_(sum_n1)  # softmax minus one-hot is the gradient of the logits
-            hit_n1 = torch.ones_like(target_n1) if group is None else own_n1
-            grad_nV.scatter_add_(1, labels_n1, -hit_n1)
+            grad_nV.scatter_add_(1, labels_n1, -own_n1)
             grad_nV = grad_nV.to(dtype)
             grad_hidden_ND[part] = grad_nV @ head_VD
             if dtype == torch.float32:

@@ -26,6 +26,7 @@ from puna.resilience.history import read_history
 from puna.resilience.supervisor import RestartPolicy, supervise
 from puna.train.config import PretrainConfig, TrainingConfig
 from puna.train.launch import TrainJob
+from puna.train.parallel.layout import check_layout
 from puna.train.progress import TrainProgress
 from puna.train.spec import JOB_FILE, STATE_DIR, JobSpec, SourceSpec, plain_training
 
@@ -130,10 +131,11 @@ def _check(cfg: TrainingConfig, model: LlamaConfig, source: SourceSpec) -> None:
             f"seq_len = {cfg.seq_len} is longer than the model's max_seq_len = {model.max_seq_len}",
             "lower seq_len, or raise max_seq_len in the model's section",
         )
+    check_layout(cfg, model)
     opened = source.open()
     if opened.n_rows != cfg.global_batch:
         raise ValueError(f"the source has {opened.n_rows} rows, not {cfg.global_batch}")
-    opened.batch(0, 0, cfg.nproc)
+    opened.batch(0, 0, cfg.data_ranks)
 
 
 def _job_id(out: Path) -> str:

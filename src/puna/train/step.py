@@ -6,42 +6,18 @@ Shapes: B rows of this rank, T tokens per row, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from puna.core.errors import PunaError
 from puna.model.llama import Llama
-from puna.tokens.loader import NO_LABEL, Batch
+from puna.tokens.loader import NO_LABEL
+from puna.train.batch import TensorBatch
 from puna.train.loss import cross_entropy_sum
 from puna.train.parallel.fsdp import set_gradient_sync
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
-
-
-@dataclass(frozen=True)
-class TensorBatch:
-    """A :class:`puna.tokens.loader.Batch` on the device."""
-
-    tokens_BT: Tensor
-    labels_BT: Tensor
-    doc_ids_BT: Tensor
-    positions_BT: Tensor
-
-    @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
-        """Move a batch to the device."""
-        arrays = (batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT, batch.positions_BT)
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
-
-    def split(self, n_rows: int) -> Iterator[TensorBatch]:
-        """Cut into micro-batches of ``n_rows`` rows."""
-        parts = (self.tokens_BT, self.labels_BT, self.doc_ids_BT, self.positions_BT)
-        for pieces in zip(*(part.split(n_rows) for part in parts), strict=True):
-            yield TensorBatch(*pieces)
 
 
 def forward_backward(
@@ -55,7 +31,9 @@ def forward_backward(
     (n_labelled,) = world.sum([float((batch.labels_BT != NO_LABEL).sum())])
     if n_labelled == 0:
         raise PunaError("a batch has no labelled token", "look at how the labels are made")
-    parts = list(batch.split(micro_batch))
+    fields = (batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT, batch.positions_BT)
+    pieces = zip(*(part.split(micro_batch) for part in fields), strict=True)
+    parts = [TensorBatch(*piece) for piece in pieces]
     total = torch.zeros((), device=world.device)
     for index, part in enumerate(parts):
         set_gradient_sync(model, index == len(parts) - 1)

@@ -48,12 +48,14 @@ def _run(spec: JobSpec, attempt: int, heart: HeartbeatWriter, events: Ledger) ->
     # Notes of libraries to their developers; a person who trains can do nothing about them.
     warnings.filterwarnings("ignore", module=r"torch\.")
     from puna.train.loop import train
+    from puna.train.parallel.layout import Layout
     from puna.train.parallel.world import join_world, leave_world
 
-    restart = spec.training.restart
+    cfg, restart = spec.training, spec.training.restart
     world = join_world(
-        spec.training.device, attempt, 2 * max(restart.hang_timeout_s, restart.start_timeout_s)
-    )
+        cfg.device, attempt, 2 * max(restart.hang_timeout_s, restart.start_timeout_s),
+        Layout.of(cfg.parallel, cfg.nproc),
+    )  # fmt: skip
     train(spec, attempt, world, heart, events)
     leave_world()
 

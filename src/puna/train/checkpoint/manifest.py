@@ -78,6 +78,25 @@ def seal(folder: Path, *, step: int, world: int, identity: str, dtype: str) -> M
     return manifest
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: It is missing or unreadable.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        version = values.pop("schema_version")
+        manifest = Manifest(files=tuple(values.pop("files")), **values)
+        for entry in manifest.files:
+            _ = entry["path"], entry["n_bytes"], entry["xxh3_128"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{MANIFEST_FILE} is not readable: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise DamagedCheckpointError(f"{MANIFEST_FILE} has the unknown schema version {version}")
+    return manifest
+
+
 def verify(folder: Path) -> Manifest:
     """Read the manifest of a checkpoint and check every file against it.
 
@@ -85,16 +104,9 @@ def verify(folder: Path) -> Manifest:
         DamagedCheckpointError: The manifest is missing or unreadable, or a file is missing, of
             another size, or of another content.
     """
-    try:
-        values: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        version = values.pop("schema_version")
-        manifest = Manifest(files=tuple(values.pop("files")), **values)
-        entries = [(folder / e["path"], e["n_bytes"], e["xxh3_128"]) for e in manifest.files]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{MANIFEST_FILE} is not readable: {error}") from error
-    if version != SCHEMA_VERSION:
-        raise DamagedCheckpointError(f"{MANIFEST_FILE} has the unknown schema version {version}")
-    for path, n_bytes, digest in entries:
+    manifest = read_manifest(folder)
+    for entry in manifest.files:
+        path, n_bytes, digest = folder / entry["path"], entry["n_bytes"], entry["xxh3_128"]
         if not path.is_file():
             raise DamagedCheckpointError(f"{path.name} is missing")
         if path.stat().st_size != n_bytes:

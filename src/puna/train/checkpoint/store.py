@@ -28,6 +28,7 @@ from puna.train.checkpoint.manifest import (
     DamagedCheckpointError,
     Manifest,
     list_steps,
+    read_manifest,
     seal,
     step_dir,
     verify,
@@ -122,6 +123,22 @@ class CheckpointStore:
                 "train.checkpoint", durable=True, step=step, seconds=seconds,
                 n_bytes=manifest.n_bytes,
             )  # fmt: skip
+
+    def earlier_dtype(self) -> str | None:
+        """Dtype of the matrix products in the newest checkpoint; None when there is none."""
+        found: str | None = None
+        if self._world.rank == 0:
+            for step in list_steps(self._folder):
+                with contextlib.suppress(DamagedCheckpointError):
+                    found = read_manifest(step_dir(self._folder, step)).dtype
+                    break
+        return self._world.from_first(found)
+
+    def read_whole(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Load full tensors from a checkpoint, on one rank alone."""
+        reader = HuggingFaceStorageReader(str(step_dir(self._folder, step)))
+        with _knowing_that_one_rank_is_alone():
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> Manifest | None:
         """Load the newest checkpoint that is whole; a damaged one is removed and named.

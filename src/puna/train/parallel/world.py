@@ -1,10 +1,10 @@
-"""The world: the ranks of a job, their device, threads and process group."""
+"""The world: the ranks of a job, their places, device, threads and process groups."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.model.device import Device, pick_device
+from puna.train.parallel.layout import CP, DIMS, REPLICATE, SHARD, TP, Layout
 from puna.train.parallel.threads import threads_per_rank
 
-DATA_DIM = "data"
 _STORE_TIMEOUT = timedelta(seconds=60)
+_SHARD_CP = "shard_cp"
 _LOST_PEER_WORDS = (
     "connection reset",
     "connection closed",
@@ -36,7 +37,9 @@ class World:
         size: Number of ranks.
         device: Where this rank computes.
         n_threads: Threads of this rank: the machine's usable cores divided by its ranks.
-        mesh: One data-parallel dimension; None without a process group (one rank alone).
+        mesh: The ranks in the dimensions of :data:`puna.train.parallel.layout.DIMS`; None without a
+            process group (one rank alone).
+        layout: Sizes of these dimensions.
     """
 
     rank: int
@@ -44,6 +47,38 @@ class World:
     device: torch.device
     n_threads: int
     mesh: DeviceMesh | None
+    layout: Layout = field(default_factory=Layout)
+
+    def place(self, dim: str) -> int:
+        """Coordinate of this rank in a dimension."""
+        return self.layout.coordinates(self.rank)[dim]
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank's share of the rows, of :attr:`Layout.data`."""
+        return self.place(REPLICATE) * self.layout.shard + self.place(SHARD)
+
+    def group(self, dim: str) -> dist.ProcessGroup:
+        """Ranks that differ from this one only in a dimension."""
+        if self.mesh is None:
+            raise ValueError("one rank alone has no groups")
+        return self.mesh.get_group(dim)
+
+    @property
+    def tp_mesh(self) -> DeviceMesh | None:
+        """Ranks that share matrices; None when each has its own."""
+        return self.mesh[TP] if self.mesh is not None and self.layout.tp > 1 else None
+
+    @property
+    def fsdp_mesh(self) -> DeviceMesh | None:
+        """Ranks that share parameters: by shard and context, with copies as the first dimension."""
+        if self.mesh is None:
+            return None
+        name = SHARD
+        if self.layout.cp > 1:
+            name = _SHARD_CP
+            self.mesh[SHARD, CP]._flatten(name)
+        return self.mesh[REPLICATE, name] if self.layout.replicate > 1 else self.mesh[name]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Add numbers over all ranks, in fp64; every rank gets the same result."""
@@ -67,7 +102,7 @@ class World:
         return box[0]
 
 
-def join_world(device: Device, attempt: int, timeout_s: float) -> World:
+def join_world(device: Device, attempt: int, timeout_s: float, layout: Layout) -> World:
     """Join the process group that the environment describes (torchrun's variables).
 
     Without those variables, or with a world of one that torchrun did not start, there is no group.
@@ -77,6 +112,7 @@ def join_world(device: Device, attempt: int, timeout_s: float) -> World:
         attempt: Every attempt meets under its own prefix in the store: on gloo, a restarted group
             otherwise reads the addresses of dead peers.
         timeout_s: Longest wait in a collective; a backstop behind the supervisor's own watch.
+        layout: How the ranks share the work.
 
     Raises:
         PunaError: A GPU is asked for and there is none.
@@ -87,22 +123,31 @@ def join_world(device: Device, attempt: int, timeout_s: float) -> World:
     where = pick_device(device, local_rank)
     n_threads = threads_per_rank(local_size)
     torch.set_num_threads(n_threads)
-    mesh = None
-    if "MASTER_ADDR" in os.environ and "RANK" in os.environ:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        # torchrun's agent holds the store; without it rank 0 does.
-        is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = dist.TCPStore(address, port, size, is_master, timeout=_STORE_TIMEOUT)
-        dist.init_process_group(
-            "nccl" if where.type == "cuda" else "gloo",
-            store=dist.PrefixStore(f"/attempt/{attempt}.{restart}", store),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=timeout_s),
-        )
-        mesh = init_device_mesh(where.type, (size,), mesh_dim_names=(DATA_DIM,))
-    return World(rank, size, where, n_threads, mesh)
+    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+        return World(rank, size, where, n_threads, None, layout)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # torchrun's agent holds the store; without it rank 0 does.
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(address, port, size, is_master, timeout=_STORE_TIMEOUT)
+    dist.init_process_group(
+        "nccl" if where.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"/attempt/{attempt}.{restart}", store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return make_world(where, n_threads, layout)
+
+
+def make_world(device: torch.device, n_threads: int, layout: Layout) -> World:
+    """Describe the process group that this process is in.
+
+    Raises:
+        ValueError: The layout is for another number of ranks.
+    """
+    mesh = init_device_mesh(device.type, layout.sizes, mesh_dim_names=DIMS)
+    return World(dist.get_rank(), dist.get_world_size(), device, n_threads, mesh, layout)
 
 
 def leave_world() -> None:

@@ -1,0 +1,228 @@
+"""A model over all ranks, as the loop sees it: parameters, a step, the norm of the gradient.
+
+Shapes: B rows of this data-parallel rank, T tokens per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from puna.core.errors import PunaError
+from puna.model.config import LlamaConfig
+from puna.model.llama import init_tensor
+from puna.model.names import EMBEDDING, parameter_shapes
+from puna.tokens.loader import NO_LABEL
+from puna.train.batch import TensorBatch
+from puna.train.config import ParallelConfig
+from puna.train.parallel.context import ContextShare
+from puna.train.parallel.layout import CP, PP, StagePlan, plan_stages
+from puna.train.parallel.pipeline import Pipeline
+from puna.train.parallel.stage import Stage, build_stage
+from puna.train.parallel.world import World
+from puna.train.precision import Precision
+
+
+class ParallelModel:
+    """The stages of a model that this rank computes.
+
+    Args:
+        config: Shape of the whole model.
+        seq_len: Tokens per row.
+        micro_batch: Rows per forward pass.
+        n_micro: Forward passes per step.
+        world: The ranks.
+        parallel: How they share the work.
+        precision: Of the matrix products.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        seq_len: int,
+        micro_batch: int,
+        n_micro: int,
+        world: World,
+        parallel: ParallelConfig,
+        precision: Precision,
+    ) -> None:
+        self.config, self.world = config, world
+        self._micro_batch = micro_batch
+        self._plan: StagePlan = plan_stages(parallel, config.n_layers)
+        self.stages: dict[int, Stage] = {
+            number: build_stage(
+                config, self._plan.layers[number], seq_len, world, parallel, precision
+            )
+            for number in self._plan.of(world.place(PP))
+        }
+        self._share = ContextShare(world.place(CP), world.layout.cp)
+        self._pipeline = None
+        if self._plan.n_stages > 1:
+            self._pipeline = Pipeline(
+                self.stages, self._plan, parallel.schedule, world,
+                n_micro=n_micro, hidden_shape=self._hidden_shape(seq_len),
+            )  # fmt: skip
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield this rank's parameters; a tied embedding that two of its stages have, twice."""
+        for stage in self.stages.values():
+            yield from stage.named_parameters()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield this rank's parameters."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def forward_backward(self, batch: TensorBatch) -> float:
+        """Leave the gradient of the mean loss per labelled token in ``.grad``; return that loss.
+
+        The mean is over the *global* batch, known before the first forward pass, so that it does
+        not matter how rows, tokens and ranks divide the labels.
+
+        Args:
+            batch: Rows of this rank's data-parallel share, whole.
+        """
+        labels_BT = self._share.take(batch.labels_BT)
+        copies = self.world.layout.copies
+        (n_labelled,) = self.world.sum([float((labels_BT != NO_LABEL).sum())])
+        if n_labelled == 0:
+            raise PunaError("a batch has no labelled token", "look at how the labels are made")
+        for stage in self.stages.values():
+            stage.n_labelled = n_labelled / copies
+        tokens_BT, positions_BT = map(self._share.take, (batch.tokens_BT, batch.positions_BT))
+        parts = (tokens_BT, positions_BT, batch.doc_ids_BT, labels_BT)
+        loss = self._run(*parts) if self._pipeline is None else self._pipeline.run(*parts)
+        self._add_tied()
+        return self.world.sum([loss / self.world.layout.tp])[0]
+
+    def _run(self, *parts_BT: Tensor) -> float:
+        """Compute one micro-batch after the other; return this rank's part of the loss."""
+        (stage,) = self.stages.values()
+        pieces = list(zip(*(part.split(self._micro_batch) for part in parts_BT), strict=True))
+        total = torch.zeros(1, device=self.world.device)
+        for index, piece in enumerate(pieces):
+            if isinstance(stage, FSDPModule):
+                stage.set_requires_gradient_sync(index == len(pieces) - 1)
+            loss = stage(*piece)
+            loss.backward()
+            total += loss.detach()
+        return total.item()
+
+    def _hidden_shape(self, seq_len: int) -> tuple[int, int, int]:
+        layout = self.world.layout
+        return self._micro_batch, seq_len // (layout.cp * layout.tp), self.config.dim
+
+    @property
+    def _tied(self) -> list[nn.Parameter]:
+        """Copies of a tied embedding on this rank, where first and last stage are not one."""
+        if not self.config.tie_embeddings or self._plan.n_stages == 1:
+            return []
+        return [p for name, p in self.named_parameters() if name == EMBEDDING]
+
+    def _add_tied(self) -> None:
+        """Give both copies of a tied embedding (input and head) the sum of their gradients."""
+        tied = self._tied
+        if len(tied) == 2:
+            total = local(tied[0].grad) + local(tied[1].grad)
+            for copy in tied:
+                local(copy.grad).copy_(total)
+        elif tied:
+            own, other = local(tied[0].grad), torch.empty_like(local(tied[0].grad))
+            ends = {self._plan.owners[0], self._plan.owners[-1]}
+            (peer,) = ends - {self.world.place(PP)}
+            group = self.world.group(PP)
+            to = dist.get_global_rank(group, peer)
+            ops = [
+                dist.P2POp(dist.isend, own.contiguous(), to, group),
+                dist.P2POp(dist.irecv, other, to, group),
+            ]
+            for work in dist.batch_isend_irecv(ops):
+                work.wait()
+            own += other
+
+    def clip_gradients(self, max_norm: float) -> float:
+        """Scale the gradient down to ``max_norm`` (0: leave it); return its norm before.
+
+        The same number in every layout: squares are added in float64, each element once.
+        """
+        grads, weights = [], []
+        tied = {id(p) for p in self._tied}
+        for p in self.parameters():
+            if p.grad is not None:
+                grads.append(local(p.grad))
+                weights.append(1 / (_n_copies(p) * (2 if id(p) in tied else 1)))
+        squares = torch.stack(torch._foreach_norm(grads)).double() ** 2
+        weights_N = torch.tensor(weights, dtype=torch.float64, device=squares.device)
+        (total,) = self.world.sum([float((squares * weights_N).sum())])
+        norm = total**0.5
+        if 0 < max_norm < norm:
+            torch._foreach_mul_(grads, max_norm / norm)
+        return norm
+
+    @torch.no_grad()
+    def fill(self, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Give every parameter its value; each rank keeps its own part and sends nothing.
+
+        Args:
+            values: Names and full values of the whole model; one at a time is held in memory.
+
+        Raises:
+            ValueError: A value is missing, surplus, or has another shape than its parameter.
+        """
+        shapes = dict(parameter_shapes(self.config))
+        for name, full in values:
+            if tuple(full.shape) != shapes.pop(name, None):
+                raise ValueError(f"{name} {tuple(full.shape)} fits no parameter of the model")
+            for own, parameter in self.named_parameters():
+                if own == name:
+                    copy_part(parameter, full)
+        if shapes:
+            raise ValueError(f"no value for {', '.join(shapes)}")
+
+    def fill_random(self, seed: int) -> None:
+        """Fill with initial values from a seed: the same for every layout."""
+        shapes = parameter_shapes(self.config)
+        own = {name for name, _ in self.named_parameters()}
+        self.fill(
+            (
+                name,
+                init_tensor(name, shape, seed, self.config)
+                if name in own
+                else torch.empty(shape, device="meta"),
+            )
+            for name, shape in shapes.items()
+        )
+
+
+def local(x: Tensor | None) -> Tensor:
+    """Return the part of a tensor that this rank has."""
+    if x is None:
+        raise ValueError("a parameter has no gradient")
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def copy_part(parameter: Tensor, full: Tensor) -> None:
+    """Copy this rank's part of a full value into a parameter, maybe sharded."""
+    if isinstance(parameter, DTensor):
+        shape, offsets = compute_local_shape_and_global_offset(
+            full.shape, parameter.device_mesh, parameter.placements
+        )
+        for dim, (start, size) in enumerate(zip(offsets, shape, strict=True)):
+            full = full.narrow(dim, min(start, full.shape[dim]), size)
+    local(parameter).copy_(full)
+
+
+def _n_copies(parameter: Tensor) -> int:
+    """Return how many ranks have the same part of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return 1
+    n = 1
+    for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
+        n *= size if isinstance(placement, Replicate) else 1
+    return n
