@@ -27,7 +27,7 @@ from puna.data.extract.licences import is_licence_file, licence_of
 from puna.data.extract.rights import directives
 from puna.data.extract_config import ExtractConfig
 from puna.data.ingest import IngestConfig, ingest_documents
-from puna.data.readers.archives import read_archive
+from puna.data.readers.archives import MAX_DEPTH, read_archive
 from puna.data.readers.compression import decompressed
 from puna.data.readers.dataset_card import missing_shards, read_card, split_of
 from puna.data.readers.files import format_of, read_file
@@ -319,12 +319,74 @@ def test_damaged_zips_are_set_aside():
 def test_archives_inside_archives_and_chosen_members(tmp_path):
     (tmp_path / "o.zip").write_bytes(zip_of({"in.tar": TAR, "a/x.txt": b"x", "b/y.txt": b"y"}))
     run(tmp_path / "out", files("x", tmp_path / "o.zip"))
-    assert [(b["path"], b["reason"]) for b in quarantine(tmp_path / "out")] == [
-        ("o.zip!/in.tar", "format")
-    ]
+    assert len([path for path in rows(tmp_path / "out") if path.startswith("o.zip!/in.tar!/")]) > 3
     run(tmp_path / "two", files("x", tmp_path / "o.zip", members=("a/**",)))
     assert list(rows(tmp_path / "two")) == ["o.zip!/a/x.txt"]
     assert quarantine(tmp_path / "two") == []
+
+
+def test_members_of_inner_archives_are_named_counted_and_chosen(tmp_path):
+    inner = gzip.compress(tar_of({"d/a.jsonl": b'{"text": "one"}\nbad\n', "b.txt": b"two"}))
+    (tmp_path / "o.zip").write_bytes(zip_of({"p/in.tar.gz": inner, "c.txt": b"three"}))
+    metrics = run(tmp_path / "out", files("x", tmp_path / "o.zip"))
+    found = rows(tmp_path / "out")
+    assert {path: row["text"] for path, row in found.items()} == {
+        "o.zip!/p/in.tar.gz!/d/a.jsonl#1": "one", "o.zip!/p/in.tar.gz!/b.txt": "two",
+        "o.zip!/c.txt": "three",
+    }  # fmt: skip
+    metadata = json.loads(found["o.zip!/p/in.tar.gz!/b.txt"]["metadata"])
+    assert metadata == {"archive": "o.zip", "member": "p/in.tar.gz!/b.txt"}
+    assert [(b["path"], b["reason"]) for b in quarantine(tmp_path / "out")] == [
+        ("o.zip!/p/in.tar.gz!/d/a.jsonl", "json")
+    ]
+    assert metrics["flow"]["x"]["in_docs"] == 4
+    for pattern, wanted in (
+        ("p/**", {"#1", "b.txt"}), ("p/in.tar.gz", {"#1", "b.txt"}), ("*.txt", {"c.txt"}),
+        ("**!/*.txt", {"b.txt"}), ("**/*.txt", {"c.txt"}),
+    ):  # fmt: skip
+        name = f"out-{len(list(tmp_path.iterdir()))}"
+        run(tmp_path / name, files("x", tmp_path / "o.zip", members=(pattern,)))
+        assert {path[-2:] if "#" in path else path[-5:] for path in rows(tmp_path / name)} == wanted
+
+
+def test_archives_too_deep_in_each_other_are_set_aside_with_their_place(tmp_path):
+    data = b"deep"
+    for depth in range(MAX_DEPTH + 1):
+        data = zip_of({f"{depth}.{'txt' if not depth else 'zip'}": data, f"n{depth}.txt": b"n"})
+    (tmp_path / "o.zip").write_bytes(data)
+    run(tmp_path / "out", files("x", tmp_path / "o.zip"))
+    inner = "!/".join(f"{depth}.zip" for depth in range(MAX_DEPTH, 0, -1))
+    (bad,) = quarantine(tmp_path / "out")
+    assert (bad["path"], bad["reason"]) == (f"o.zip!/{inner}", "nested")
+    assert len(rows(tmp_path / "out")) == MAX_DEPTH
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_a_bomb_of_nested_archives_is_stopped_and_the_rest_is_named(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr("puna.data.readers.archives._BOMB_FREE_BYTES", 1 << 22)
+    zeros = {f"{n}.txt": b"word " * (1 << 18) for n in range(40)}
+    bomb = gzip.compress(tar_of(zeros)) if kind == "tgz" else zip_of(zeros)
+    bombs = {f"{n}.{kind}": bomb for n in range(3)}
+    outer = zip_of({"first.txt": b"good", **bombs, "last.txt": b"good"})
+    (tmp_path / "o.zip").write_bytes(outer)
+    run(tmp_path / "out", files("x", tmp_path / "o.zip"))
+    told = quarantine(tmp_path / "out")
+    assert {bad["reason"] for bad in told} == {"bomb"}
+    assert "o.zip!/last.txt" in {bad["path"] for bad in told}
+    n_rows = sum(row["n_bytes"] for row in rows(tmp_path / "out").values())
+    assert 0 < n_rows <= max(1 << 22, 250 * len(outer))
+    if kind == "zip":
+        assert len(rows(tmp_path / "out")) + len(told) >= 40
+
+
+def test_a_damaged_inner_archive_does_not_take_the_outer_along(tmp_path):
+    inner = zip_of({"a.txt": b"a"})[:-30]
+    (tmp_path / "o.tar").write_bytes(tar_of({"in.zip": inner, "b.txt": b"b"}))
+    run(tmp_path / "out", files("x", tmp_path / "o.tar"))
+    assert list(rows(tmp_path / "out")) == ["o.tar!/b.txt"]
+    assert [(b["path"], b["reason"]) for b in quarantine(tmp_path / "out")] == [
+        ("o.tar!/in.zip", "corrupt-zip")
+    ]
 
 
 # dataset folders

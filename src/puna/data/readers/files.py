@@ -16,15 +16,16 @@ from puna.data.readers.records import (
 )
 
 Format = Literal[
-    "jsonl", "parquet", "warc", "text", "markdown", "rst", "html", "roff", "python", "code",
-    "notebook", "tar", "zip",
+    "jsonl", "csv", "tsv", "parquet", "warc", "text", "markdown", "rst", "html", "roff", "python",
+    "code", "notebook", "tar", "zip",
 ]  # fmt: skip
 FORMATS: tuple[str, ...] = get_args(Format)
 
-RECORD_FORMATS = frozenset(("jsonl", "parquet", "warc"))
+RECORD_FORMATS = frozenset(("jsonl", "csv", "tsv", "parquet", "warc"))
 """Formats of files that hold many records."""
 ARCHIVES = frozenset(("tar", "zip"))
 
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 _WHOLE_FILES = {
     "text": "text/plain",
     "markdown": "text/markdown",
@@ -36,7 +37,8 @@ _WHOLE_FILES = {
     "notebook": "application/x-ipynb+json",
 }
 _BY_SUFFIX = {
-    "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet", "pq": "parquet", "warc": "warc",
+    "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "tsv": "tsv", "tab": "tsv",
+    "parquet": "parquet", "pq": "parquet", "warc": "warc",
     "wet": "warc",
     "txt": "text", "text": "text", "md": "markdown", "markdown": "markdown", "rst": "rst",
     "html": "html", "htm": "html", "xhtml": "html", "man": "roff", "py": "python",
@@ -67,6 +69,8 @@ def read_file(
     *,
     fields: Fields | None = None,
     media_type: str = "text/plain",
+    delimiter: str | None = None,
+    quotes: bool = True,
     encoding: str | None = None,
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
 ) -> Iterator[RawRecord | BadRecord]:
@@ -76,8 +80,10 @@ def read_file(
         file: Open binary file, seekable for Parquet; gzip and Zstandard are undone.
         path: Path of the file inside its source.
         format: One of :data:`FORMATS`.
-        fields: Fields of JSONL and Parquet records.
-        media_type: Media type of the texts in JSONL and Parquet.
+        fields: Fields of JSONL, CSV and Parquet records.
+        media_type: Media type of the texts in them.
+        delimiter: Of CSV; None takes the comma, or the tab for ``tsv``.
+        quotes: Whether double quotes may enclose a field of CSV.
         encoding: Declared character encoding.
         max_record_bytes: Larger records are set aside.
     """
@@ -85,6 +91,14 @@ def read_file(
     if format == "jsonl":
         yield from read_jsonl(
             decompressed(file), path, fields or Fields(), media_type,
+            encoding=encoding or "utf-8", max_record_bytes=limit,
+        )  # fmt: skip
+    elif format in _DELIMITERS:
+        from puna.data.readers.csv import read_csv
+
+        yield from read_csv(
+            decompressed(file), path, fields or Fields(), media_type,
+            delimiter=delimiter or _DELIMITERS[format], quotes=quotes,
             encoding=encoding or "utf-8", max_record_bytes=limit,
         )  # fmt: skip
     elif format == "parquet":
@@ -95,8 +109,6 @@ def read_file(
         from puna.data.readers.warc import read_warc
 
         yield from read_warc(decompressed(file), path, max_record_bytes=limit)
-    elif format in ARCHIVES:
-        yield BadRecord(path, "format", "an archive inside an archive is not opened")
     else:
         try:
             data = read_all(file, limit)

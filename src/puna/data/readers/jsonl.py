@@ -6,12 +6,12 @@ line and byte offset. Blank lines are no records. Lines end at ``\n`` only (U+20
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from puna.data.readers.lines import read_lines
 from puna.data.readers.records import (
     DEFAULT_MAX_RECORD_BYTES,
     BadRecord,
@@ -82,11 +82,14 @@ def read_jsonl(
         One item per line that is not blank, and one more where the file is damaged.
     """
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    for number, offset, line, n_bytes, damage in _lines(chunks, max_record_bytes):
+    for line in read_lines(chunks, max_record_bytes):
+        number, offset, n_bytes = line.number, line.offset, line.n_bytes
+        if not line.content.strip() and line.damage is None:
+            continue
         try:
-            if damage is not None:
-                raise damage
-            text = line.decode(encoding)
+            if line.damage is not None:
+                raise line.damage
+            text = line.content.decode(encoding)
             record = decoder.decode(text)
             yield _to_record(record, path, number, fields, media_type, n_bytes, offset)
         except UnusableError as error:
@@ -123,40 +126,3 @@ def _shown(value: Any) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-_Line = tuple[int, int, bytes, int, UnusableError | None]
-
-
-def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[_Line]:
-    """Yield (line number, byte offset, line, size, damage) of the lines that are not blank."""
-    number, offset = 1, 0
-    open_pieces: list[bytes] = []
-    open_bytes = 0
-    try:
-        for chunk in chunks:
-            *lines, rest = chunk.split(b"\n")
-            for line in lines:
-                n_bytes = open_bytes + len(line)
-                whole = b"".join((*open_pieces, line)) if open_pieces else line
-                open_pieces = []
-                yield from _line(number, offset, whole, n_bytes, max_bytes)
-                number, offset, open_bytes = number + 1, offset + n_bytes + 1, 0
-            open_bytes += len(rest)
-            if rest and open_bytes - len(rest) <= max_bytes:
-                open_pieces.append(rest)
-    except UnusableError as error:
-        # The open line is not trusted: the damage may lie inside it.
-        yield number, offset, b"", open_bytes, error
-        return
-    yield from _line(number, offset, b"".join(open_pieces), open_bytes, max_bytes)
-
-
-def _line(number: int, offset: int, line: bytes, n_bytes: int, max_bytes: int) -> Iterator[_Line]:
-    if number == 1 and line.startswith(codecs.BOM_UTF8):
-        line = line[len(codecs.BOM_UTF8) :]
-    if n_bytes > max_bytes:
-        damage = UnusableError("too-large", f"the line has {n_bytes:,} bytes (max {max_bytes:,})")
-        yield number, offset, b"", n_bytes, damage
-    elif line and not line.isspace():
-        yield number, offset, line, n_bytes, None

@@ -15,7 +15,10 @@ _ENCRYPTED = 0x1
 
 
 def read_zip(
-    file: BinaryIO, max_member_bytes: Callable[[str], int], comments: list[str] | None = None
+    file: BinaryIO,
+    max_member_bytes: Callable[[str], int],
+    comments: list[str] | None = None,
+    take: Callable[[int], None] | None = None,
 ) -> Iterator[Member]:
     """Read the files of a zip archive in the order of its directory.
 
@@ -26,6 +29,8 @@ def read_zip(
         file: Open, seekable file.
         max_member_bytes: Path of a member -> limit; larger ones are not read (``too-large``).
         comments: Takes the comment of the archive; `git archive` writes its commit there.
+        take: Called with the size of each member before it is read; what it raises
+            (:class:`UnusableError`) is that member's damage.
     """
     n_bytes = file.seek(0, 2)
     try:
@@ -41,11 +46,14 @@ def read_zip(
         comments.append(archive.comment.decode("utf-8", "replace"))
     for info in members:
         if not info.is_dir():
-            yield _read_member(archive, info, max_member_bytes)
+            yield _read_member(archive, info, max_member_bytes, take)
 
 
 def _read_member(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_of: Callable[[str], int]
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    limit_of: Callable[[str], int],
+    take: Callable[[int], None] | None,
 ) -> Member:
     path = info.filename.lstrip("/").removeprefix("./")
     limit = limit_of(path)
@@ -57,8 +65,13 @@ def _read_member(
         place.damage = UnusableError("too-large", f"{info.file_size:,} bytes (max {limit:,})")
         return place
     try:
+        if take is not None:
+            take(info.file_size)  # not more comes out: the library stops at the declared size
         with archive.open(info) as member:
-            data = member.read(limit + 1)  # the declared size need not be true
+            data = member.read(limit + 1)
+    except UnusableError as error:
+        place.damage = error
+        return place
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
             NotImplementedError) as error:  # fmt: skip
         what = str(error) or "the file ends inside the member"

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from puna.core.config import Execution
 from puna.core.errors import PunaError
-from puna.data.readers.archives import read_archive
+from puna.data.readers.archives import SEPARATOR, read_archive
 from puna.data.readers.files import ARCHIVES, RECORD_FORMATS, Format, format_of, read_file
 from puna.data.readers.jsonl import Fields
 from puna.data.readers.records import BadRecord, RawRecord
@@ -31,9 +31,9 @@ _STAMP_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "update
 class FilesConfig(SourceConfig):
     """Files of a corpus, in any supported format: records, texts, or archives of them.
 
-    JSON Lines, Parquet, WARC and WET; plain text, Markdown, rst, HTML, man pages, code, Jupyter
-    notebooks; tar and zip archives of all these. Gzip, Zstandard, xz and bzip2 are undone. Folders
-    of version control (`.git`) are left out.
+    JSON Lines, CSV and TSV, Parquet, WARC and WET; plain text, Markdown, rst, HTML, man pages,
+    code, Jupyter notebooks; tar and zip archives of all these. Gzip, Zstandard, xz and bzip2 are
+    undone. Folders of version control (`.git`) are left out.
     """
 
     kind: Literal["files"] = "files"
@@ -49,17 +49,21 @@ class FilesConfig(SourceConfig):
     names always."""
     members: tuple[str, ...] = ()
     """Of archives, read only the members whose path in the archive fits one of these patterns;
-    all when empty."""
+    all when empty. Members of an archive inside are called `inner.zip!/path`."""
     encoding: str | None = None
     """Character encoding of all files; by default UTF-8, or found out for whole-file formats."""
     text_field: str = "text"
-    """Field (JSON Lines) or column (Parquet) that holds the text."""
+    """Field (JSON Lines) or column (CSV, Parquet) that holds the text."""
     id_field: str | None = None
     """Field or column that identifies a record; by default file and line or row."""
     metadata_fields: tuple[str, ...] = ()
     """Fields or columns to keep as metadata; `["*"]` keeps all others."""
     media_type: MediaType = "text/plain"
-    """What the texts inside JSON Lines and Parquet are: `text/html` has them extracted."""
+    """What the texts inside JSON Lines, CSV and Parquet are: `text/html` has them extracted."""
+    delimiter: str | None = Field(default=None, pattern=r'^[^"\r\n]$')
+    """What stands between the fields of CSV; by default `,`, and a tab for `.tsv`."""
+    quotes: bool = True
+    """Double quotes may enclose a field of CSV, as spreadsheets write it; else they are text."""
     storage_options: Execution[dict[str, Any]] = Field(default_factory=dict)
     """Options for the object store (fsspec), such as `anon` or `endpoint_url`. They are recorded
     with the run: secrets belong into the environment or the store's own configuration."""
@@ -84,6 +88,7 @@ class Files:
         self._config = config
         self._fields = Fields(config.text_field, config.id_field, config.metadata_fields)
         self._members = [compile_pattern(pattern) for pattern in config.members]
+        self._looks_inside = any(SEPARATOR in pattern for pattern in config.members)
 
     def list_items(self) -> Iterable[WorkItem]:
         """List the files that the paths name.
@@ -164,19 +169,29 @@ class Files:
             if format in ARCHIVES:
                 yield from read_archive(
                     file, item.path, format, self._read_member, wanted=self._is_wanted,
-                    max_member_bytes=self._member_limit,
+                    max_member_bytes=self._member_limit, format_inside=_archive_format,
                 )  # fmt: skip
             else:
                 yield from self._read_as(file, item.path, format)
 
     def _member_limit(self, member: str) -> int:
         """Files of many records may be larger than a record, but members are held in memory."""
-        is_whole = format_of(member) not in RECORD_FORMATS
+        is_whole = format_of(member) not in RECORD_FORMATS | ARCHIVES
         limit = self._config.max_record_bytes
         return limit if is_whole else max(limit, _MAX_MEMBER_BYTES)
 
     def _is_wanted(self, member: str) -> bool:
-        return not self._members or any(pattern.fullmatch(member) for pattern in self._members)
+        """Tell whether a member is read: it, or an archive that it stands in, fits a pattern.
+
+        An archive is also opened when a pattern names members of inner archives (``!/``).
+        """
+        if not self._members:
+            return True
+        parts = member.split(SEPARATOR)
+        paths = [SEPARATOR.join(parts[: n + 1]) for n in range(len(parts))]
+        if any(pattern.fullmatch(path) for pattern in self._members for path in paths):
+            return True
+        return _archive_format(member) is not None and self._looks_inside
 
     def _read_member(self, file: BinaryIO, path: str) -> Iterator[RawRecord | BadRecord]:
         format = format_of(path)
@@ -189,8 +204,14 @@ class Files:
         config = self._config
         return read_file(
             file, path, format, fields=self._fields, media_type=config.media_type,
-            encoding=config.encoding, max_record_bytes=config.max_record_bytes,
+            delimiter=config.delimiter, quotes=config.quotes, encoding=config.encoding,
+            max_record_bytes=config.max_record_bytes,
         )  # fmt: skip
+
+
+def _archive_format(path: str) -> str | None:
+    format = format_of(path)
+    return format if format in ARCHIVES else None
 
 
 def _no_format(path: str, n_bytes: int) -> BadRecord:

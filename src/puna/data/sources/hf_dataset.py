@@ -26,12 +26,12 @@ from puna.data.sources.select import compile_pattern, has_pattern
 
 _CARD, _INFOS = "README.md", "dataset_infos.json"
 _NO_DATA = frozenset((_CARD, _INFOS, "dataset_info.json", "state.json", ".gitattributes"))
-_DATA_FORMATS = frozenset(("jsonl", "parquet", "text"))
+_DATA_FORMATS = frozenset(("jsonl", "csv", "tsv", "parquet", "text"))
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class HfDatasetConfig(SourceConfig):
-    """A dataset folder: `README.md` with its YAML, shards of Parquet, JSON Lines or text.
+    """A dataset folder: `README.md` with its YAML, shards of Parquet, JSON Lines, CSV or text.
 
     The licence of the card, the configuration and the split stay with each document.
     """
