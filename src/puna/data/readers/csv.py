@@ -145,12 +145,9 @@ class _Feed:
         self._waiting: deque[Line] = deque()
         self._taken: list[Line] = []
         self._undecodable: UnicodeDecodeError | None = None
-        self.why = ""
-
-    @property
-    def n_bytes(self) -> int:
+        self.n_bytes = -1
         """Size of the open row, inner line ends counted."""
-        return sum(line.n_bytes for line in self._taken) + max(0, len(self._taken) - 1)
+        self.why = ""
 
     def start(self) -> Line:
         """Begin a row; return its first line, which is taken at once when it is damaged.
@@ -158,7 +155,7 @@ class _Feed:
         Raises:
             StopIteration: There is none.
         """
-        self._taken, self._undecodable, self.why = [], None, ""
+        self._taken, self._undecodable, self.n_bytes, self.why = [], None, -1, ""
         line = self._next_line()
         while line.damage is None and line.content in (b"", b"\r"):
             line = self._next_line()
@@ -197,6 +194,7 @@ class _Feed:
             self.why = f"a quote is not closed before line {line.number}, which cannot be read"
             raise StopIteration
         self._taken.append(line)
+        self.n_bytes += line.n_bytes + 1
         try:
             return line.content.decode(self._encoding) + "\n"
         except UnicodeDecodeError as error:
