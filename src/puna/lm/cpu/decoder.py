@@ -13,6 +13,7 @@ from puna.lm.cpu.attention import MOST_SPANS, SPAN_KEYS
 from puna.lm.cpu.crew import crew_of
 from puna.lm.cpu.intrinsics import BFLOAT16, FLOAT32, INT8, LANES
 from puna.lm.cpu.pages import merge_pages
+from puna.lm.cpu.products import words_of
 from puna.lm.cpu.step import forward, head
 from puna.lm.cpu.structures import (
     PROGRESS_COLUMNS,
@@ -186,6 +187,7 @@ class CpuDecoder:
     def _new_buffers(self) -> Buffers:
         s, n, threads = self.shape, self._n_tokens, self.n_threads
         group = s.n_heads // s.n_kv_heads
+        n_words = words_of(max(s.dim, s.ffn_dim)) if self.weights.kind == INT8 else 0
         stages = 2 + STAGES_PER_LAYER * self._model.config.n_layers
         shapes = {
             "x_NC": (n, s.dim),
@@ -201,6 +203,7 @@ class CpuDecoder:
         return Buffers(
             progress_T=np.zeros(stages * PROGRESS_COLUMNS, np.int64),
             joined_NK=np.zeros((n, s.n_kv_heads), np.int64),
+            narrow_PNB=torch.empty((threads, n, n_words), dtype=torch.int16).numpy(),
             **{name: torch.empty(shape).numpy() for name, shape in shapes.items()},
         )
 

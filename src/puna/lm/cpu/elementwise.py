@@ -16,13 +16,16 @@ from puna.lm.cpu.intrinsics import (
     BFLOAT16,
     FLOAT32,
     INT8,
+    LINE_BYTES,
     WIDTHS,
     bits_to_float,
     divide,
+    float_to_bits,
     load_float,
     store_float,
 )
 from puna.lm.cpu.matmul import multiply
+from puna.lm.cpu.products import BLOCK, BLOCK_BYTES
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # few bits, so that its product with a small integer is exact
@@ -35,6 +38,11 @@ _C2, _C3, _C4 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
 _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
 _ONE = np.float32(1.0)
 _WIDTHS = WIDTHS
+_BLOCK, _BLOCK_WORDS, _HEADER_WORDS = BLOCK, BLOCK_BYTES // 2, LINE_BYTES // 2
+_LARGEST_INTEGER = np.float32(32767.0)
+_NAN = np.float32(np.nan)
+_MAGNITUDE, _INFINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
+_TINY = np.int32(27 << 23)  # 2**-100: has no float32 that it could be divided by
 
 
 @njit(nogil=True, inline="always")
@@ -83,6 +91,39 @@ def normalise(
         else:
             for c in range(dim):
                 out_C[c] = x_C[c] * factor * load_float(FLOAT32, weight + 4 * c)
+
+
+@kernel
+def narrow(x_NI: Array, n_tokens: Int, out_NB: Array) -> None:
+    """Round tokens to 16 bits, as products with int8 weights take them.
+
+    Each block of columns has a scale, its largest magnitude over 32767. A block with a value that
+    is not finite has the scale NaN; one of values below 2**-100 counts as zeros.
+
+    Args:
+        x_NI: float32.
+        n_tokens: Tokens.
+        out_NB: int16, the words that :func:`puna.lm.cpu.products.words_of` says.
+    """
+    size = x_NI.shape[1]
+    for t in range(n_tokens):
+        for first in range(0, size, _BLOCK):
+            x_I = x_NI[t, first : min(size, first + _BLOCK)]
+            bits_I = x_I.view(np.int32)
+            largest = np.int32(0)
+            for i in range(len(bits_I)):
+                largest = max(largest, bits_I[i] & _MAGNITUDE)
+            scale = factor = np.float32(0.0)
+            if largest >= _INFINITE:
+                scale = _NAN
+            elif largest >= _TINY:
+                scale = divide(bits_to_float(largest), _LARGEST_INTEGER)
+                factor = divide(_LARGEST_INTEGER, bits_to_float(largest))
+            start = first // _BLOCK * _BLOCK_WORDS
+            store_float(FLOAT32, out_NB[t, start:].ctypes.data, scale)
+            out_I = out_NB[t, start + _HEADER_WORDS :]
+            for i in range(len(x_I)):
+                out_I[i] = np.int16(float_to_bits(x_I[i] * factor + _ROUND))
 
 
 @kernel

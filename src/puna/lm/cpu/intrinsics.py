@@ -25,9 +25,11 @@ WIDTHS = (4, 2, 1)
 LINE_BYTES = 64
 """Of a processor's caches."""
 
-I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
 VECTOR = ir.VectorType(F32, LANES)
-_STORED = (F32, ir.IntType(16), ir.IntType(8))
+STORED = (F32, I16, I8)
+"""Types of stored values, by kind."""
 
 
 def instruction(emit: Any) -> Any:
@@ -37,7 +39,7 @@ def instruction(emit: Any) -> Any:
 
 def emit_load(builder: ir.IRBuilder, address: Any, kind: int, n: int = 1) -> Any:
     """Load one stored value, or a vector of ``n``, as float32."""
-    element = _STORED[kind]
+    element = STORED[kind]
     if n > 1:
         stored_type, as_int = ir.VectorType(element, n), ir.VectorType(I32, n)
         as_float, sixteen = ir.VectorType(F32, n), ir.Constant(as_int, [16] * n)
@@ -55,6 +57,15 @@ def emit_load(builder: ir.IRBuilder, address: Any, kind: int, n: int = 1) -> Any
 def emit_store(builder: ir.IRBuilder, value: Any, address: Any) -> None:
     """Store a float32, or a vector of them."""
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 4
+
+
+def emit_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    """Emit a * b + c, rounded once, of float32 numbers or vectors."""
+    suffix = "f32" if a.type == F32 else f"v{LANES}f32"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(a.type, [a.type] * 3), f"llvm.fma.{suffix}"
+    )
+    return builder.call(function, [a, b, c])
 
 
 def emit_prefetch(builder: ir.IRBuilder, address: Any) -> None:
@@ -144,6 +155,16 @@ def bits_to_float(typing_context, bits):  # noqa: ANN001, ANN201
         return builder.bitcast(args[0], F32)
 
     return types.float32(types.int32), codegen
+
+
+@instruction
+def float_to_bits(typing_context, value):  # noqa: ANN001, ANN201
+    """Read a float32 as the int32 with the same bits."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], I32)
+
+    return types.int32(types.float32), codegen
 
 
 @instruction

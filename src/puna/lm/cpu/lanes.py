@@ -21,10 +21,11 @@ from puna.lm.cpu.intrinsics import (
     I32,
     LANES,
     VECTOR,
+    emit_fma,
     emit_load,
     instruction,
 )
-from puna.lm.cpu.vectors import constant, emit_fma
+from puna.lm.cpu.vectors import constant
 
 VECTOR_BYTES = 4 * LANES
 """Of one feature of 16 tokens in float32, or of a pair of features in bfloat16."""

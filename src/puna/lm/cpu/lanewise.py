@@ -17,6 +17,7 @@ from puna.lm.cpu.intrinsics import (
     I32,
     LANES,
     VECTOR,
+    emit_fma,
     emit_load,
     emit_store,
 )
@@ -32,7 +33,7 @@ from puna.lm.cpu.lanes import (
     emit_words,
     floats,
 )
-from puna.lm.cpu.vectors import constant, emit_fma, emit_loop, emit_splat
+from puna.lm.cpu.vectors import constant, emit_loop, emit_splat
 
 _HIDDEN = -1e30  # score of a key that a token does not see
 

@@ -7,14 +7,16 @@ there are (see :mod:`puna.lm.cpu.vectors`).
 from __future__ import annotations
 
 import llvmlite.binding as llvm
-from numba import types
+from numba import njit, types
 
 from puna.data.kernels.buffers import Int, native
+from puna.lm.cpu.intrinsics import INT8
+from puna.lm.cpu.products import BLOCK, BLOCK_BYTES
 from puna.lm.cpu.vectors import IS_WIDE, make_tile
 
 AHEAD_BYTES = 16_384
 """Prefetched ahead in rows that lie one after the other."""
-_WIDE = IS_WIDE
+_WIDE, _BLOCK, _BLOCK_BYTES = IS_WIDE, BLOCK, BLOCK_BYTES
 
 # Two rows share each load of the tokens' values; their sums still fit into the registers.
 _tile_2_8, _tile_2_2 = make_tile(2, 8), make_tile(2, 2)
@@ -25,8 +27,8 @@ _tile_r_4 = make_tile(_ROWS_OF_4, 4)
 _SIGNATURE = types.void(*[types.int64] * 13)
 
 
-@native(_SIGNATURE)
-def _multiply(
+@njit(nogil=True, inline="always")
+def _multiply_block(
     kind: Int, weights: Int, row_bytes: Int, scales: Int, n_rows: Int, ahead: Int, inputs: Int,
     input_bytes: Int, n_tokens: Int, size: Int, out: Int, out_bytes: Int, adds: Int,
 ) -> None:  # fmt: skip
@@ -77,6 +79,20 @@ def _multiply(
         token += taken
 
 
+@native(_SIGNATURE)
+def _multiply(
+    kind: Int, weights: Int, row_bytes: Int, scales: Int, n_rows: Int, ahead: Int, inputs: Int,
+    input_bytes: Int, n_tokens: Int, size: Int, out: Int, out_bytes: Int, adds: Int,
+) -> None:  # fmt: skip
+    block = _BLOCK if kind == INT8 else size
+    for first in range(0, size, block):
+        _multiply_block(
+            kind, weights + first, row_bytes, scales, n_rows, ahead,
+            inputs + first // block * _BLOCK_BYTES, input_bytes, n_tokens,
+            min(block, size - first), out, out_bytes, adds if first == 0 else 1,
+        )  # fmt: skip
+
+
 # Kernels call it by name: linked into each of them it would be compiled a dozen times.
 llvm.add_symbol("puna_multiply", _multiply.address)
 multiply = types.ExternalFunction("puna_multiply", _SIGNATURE)
@@ -94,7 +110,8 @@ out, out_bytes, adds)``:
 - scales: Address of the scale of the first row; int8 only.
 - n_rows: Rows.
 - ahead: Bytes that prefetching is ahead.
-- inputs: Address of the first token's float32 vector.
+- inputs: Address of the first token's float32 vector; for int8 weights, of what
+  :func:`puna.lm.cpu.elementwise.narrow` makes of it.
 - input_bytes: From token to token.
 - n_tokens: Tokens.
 - size: Columns.

@@ -4,7 +4,8 @@ Per layer there are five stages, which threads share piece by piece (:mod:`puna.
 queries, keys and values of a head, rotated, keys and values stored; attention; its output; the
 gate; the feed-forward's output.
 
-Activations are float32; weights and cache may be bfloat16, weights also int8.
+Activations are float32, rounded to 16 bits where they are multiplied by int8 weights; weights and
+cache may be bfloat16.
 
 Shapes: see :mod:`puna.lm.cpu.structures`.
 """
@@ -15,8 +16,8 @@ import numpy as np
 
 from puna.data.kernels.buffers import Array, Int, kernel
 from puna.lm.cpu.attention import attend, join, span_keys
-from puna.lm.cpu.elementwise import copy_head, embed, gate, normalise, rotate
-from puna.lm.cpu.intrinsics import WIDTHS, atomic_add
+from puna.lm.cpu.elementwise import copy_head, embed, gate, narrow, normalise, rotate
+from puna.lm.cpu.intrinsics import INT8, WIDTHS, atomic_add
 from puna.lm.cpu.matmul import AHEAD_BYTES, multiply
 from puna.lm.cpu.schedule import finish, rows_per_piece, take, wait
 from puna.lm.cpu.structures import (
@@ -59,12 +60,24 @@ def forward(
     for layer in range(len(weights.addresses_L7)):
         _project(thread, stage, layer, weights, shape, cache, call, buffers)
         _mix(thread, stage + 1, layer, shape, cache, call, buffers)
-        _add(n_threads, stage + 2, layer, WO, weights, shape, call, buffers)
+        _add(thread, n_threads, stage + 2, layer, WO, weights, shape, call, buffers)
         _gate(thread, n_threads, stage + 3, layer, weights, shape, call, buffers)
-        _add(n_threads, stage + 4, layer, W2, weights, shape, call, buffers)
+        _add(thread, n_threads, stage + 4, layer, W2, weights, shape, call, buffers)
         stage += _STAGES_PER_LAYER
     if len(call.rows_R):
         head(thread, n_threads, stage, weights, shape, call.rows_R, call.logits_RV, buffers)
+
+
+@kernel
+def _given(
+    thread: Int, weights: Weights, x_NI: Array, n_tokens: Int, buffers: Buffers
+) -> tuple[Int, Int]:
+    """Return where products find some tokens, and the bytes from token to token."""
+    if weights.kind != INT8:
+        return x_NI.ctypes.data, x_NI.strides[0]
+    narrow_NB = buffers.narrow_PNB[thread]
+    narrow(x_NI, n_tokens, narrow_NB)
+    return narrow_NB.ctypes.data, narrow_NB.strides[0]
 
 
 @kernel
@@ -79,15 +92,15 @@ def _project(
     normed_NC, qkv_NQ = buffers.normed_PNC[thread], buffers.qkv_NQ
     row_bytes, cached = dim * _WIDTHS[weights.kind], _WIDTHS[cache.kind]
     scale = np.float32(1.0 / np.sqrt(size))
-    is_ready = False
+    given, given_bytes = 0, 0
     piece = take(progress, stage, n_pieces)
     while piece < n_pieces:
-        if not is_ready:
+        if not given:
             normalise(
                 buffers.x_NC, weights.norm_kind, weights.norms_L2[layer, 0], weights.eps, 0,
                 n_tokens, normed_NC,
             )  # fmt: skip
-            is_ready = True
+            given, given_bytes = _given(thread, weights, normed_NC, n_tokens, buffers)
         if piece < n_heads:
             which, head = WQ, piece
         elif piece < n_heads + n_kv:
@@ -97,9 +110,8 @@ def _project(
         row, column = head * size, piece * size
         multiply(
             weights.kind, weights.addresses_L7[layer, which] + row * row_bytes, row_bytes,
-            weights.scales_L7[layer, which] + 4 * row, size, _AHEAD_BYTES, normed_NC.ctypes.data,
-            normed_NC.strides[0], n_tokens, dim, qkv_NQ.ctypes.data + 4 * column,
-            qkv_NQ.strides[0], 0,
+            weights.scales_L7[layer, which] + 4 * row, size, _AHEAD_BYTES, given,
+            given_bytes, n_tokens, dim, qkv_NQ.ctypes.data + 4 * column, qkv_NQ.strides[0], 0,
         )  # fmt: skip
         for t in range(n_tokens):
             x_D = qkv_NQ[t, column : column + size]
@@ -161,22 +173,25 @@ def _mix(
 
 @kernel
 def _add(
-    n_threads: Int, stage: Int, layer: Int, which: Int, weights: Weights, shape: Shape, call: Call,
-    buffers: Buffers,
+    thread: Int, n_threads: Int, stage: Int, layer: Int, which: Int, weights: Weights, shape: Shape,
+    call: Call, buffers: Buffers,
 ) -> None:  # fmt: skip
     """Add the output of attention (wo) or of the feed-forward (w2) to the residual stream."""
     inputs = buffers.mixed_NC if which == WO else buffers.gate_NF
     size = shape.dim if which == WO else shape.ffn_dim
+    n_tokens, given, given_bytes = len(call.tokens_N), 0, 0
     row_bytes, progress = size * _WIDTHS[weights.kind], buffers.progress_T.ctypes.data
     rows = rows_per_piece(shape.dim, row_bytes, n_threads)
     n_pieces = (shape.dim + rows - 1) // rows
     piece = take(progress, stage, n_pieces)
     while piece < n_pieces:
+        if not given:
+            given, given_bytes = _given(thread, weights, inputs, n_tokens, buffers)
         row = piece * rows
         multiply(
             weights.kind, weights.addresses_L7[layer, which] + row * row_bytes, row_bytes,
             weights.scales_L7[layer, which] + 4 * row, min(rows, shape.dim - row), _AHEAD_BYTES,
-            inputs.ctypes.data, inputs.strides[0], len(call.tokens_N), size,
+            given, given_bytes, n_tokens, size,
             buffers.x_NC.ctypes.data + 4 * row, buffers.x_NC.strides[0], 1,
         )  # fmt: skip
         finish(progress, stage)
@@ -195,15 +210,15 @@ def _gate(
     rows = rows_per_piece(ffn_dim, 2 * row_bytes, n_threads)
     n_pieces = (ffn_dim + rows - 1) // rows
     normed_NC = buffers.normed_PNC[thread]
-    is_ready = False
+    given, given_bytes = 0, 0
     piece = take(progress, stage, n_pieces)
     while piece < n_pieces:
-        if not is_ready:
+        if not given:
             normalise(
                 buffers.x_NC, weights.norm_kind, weights.norms_L2[layer, 1], weights.eps, 0,
                 n_tokens, normed_NC,
             )  # fmt: skip
-            is_ready = True
+            given, given_bytes = _given(thread, weights, normed_NC, n_tokens, buffers)
         first = piece * rows
         last = min(ffn_dim, first + rows)
         for which in (W1, W3):
@@ -211,8 +226,7 @@ def _gate(
             multiply(
                 weights.kind, weights.addresses_L7[layer, which] + first * row_bytes, row_bytes,
                 weights.scales_L7[layer, which] + 4 * first, last - first, _AHEAD_BYTES,
-                normed_NC.ctypes.data, normed_NC.strides[0], n_tokens, dim,
-                out.ctypes.data + 4 * first, out.strides[0], 0,
+                given, given_bytes, n_tokens, dim, out.ctypes.data + 4 * first, out.strides[0], 0,
             )  # fmt: skip
         gate(buffers.gate_NF, buffers.up_NF, n_tokens, first, last)
         finish(progress, stage)
@@ -231,22 +245,21 @@ def head(
     rows = rows_per_piece(shape.vocab_size, row_bytes, n_threads)
     n_pieces = (shape.vocab_size + rows - 1) // rows
     normed_NC, out = buffers.normed_PNC[thread], logits_RV
-    is_ready = False
+    given, given_bytes = 0, 0
     piece = take(progress, stage, n_pieces)
     while piece < n_pieces:
-        if not is_ready:
+        if not given:
             for i in range(n_rows):
                 normalise(
                     buffers.x_NC, weights.norm_kind, weights.norm, weights.eps, rows_R[i], 1,
                     normed_NC[i:],
                 )  # fmt: skip
-            is_ready = True
+            given, given_bytes = _given(thread, weights, normed_NC, n_rows, buffers)
         row = piece * rows
         multiply(
             weights.kind, weights.head + row * row_bytes, row_bytes,
             weights.head_scales + 4 * row, min(rows, shape.vocab_size - row), _AHEAD_BYTES,
-            normed_NC.ctypes.data, normed_NC.strides[0], n_rows, dim, out.ctypes.data + 4 * row,
-            out.strides[0], 0,
+            given, given_bytes, n_rows, dim, out.ctypes.data + 4 * row, out.strides[0], 0,
         )  # fmt: skip
         finish(progress, stage)
         piece = take(progress, stage, n_pieces)

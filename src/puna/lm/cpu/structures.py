@@ -2,7 +2,7 @@
 
 Shapes: N tokens, C dim, F ffn_dim, Q dim + 2 * kv_dim, L layers, H head_dim / 2, M blocks of a
 request, R rows of logits, V vocab_size, P threads, G query heads per key/value head, S keys, K
-key/value heads, Z spans of attention, E head_dim + 2.
+key/value heads, Z spans of attention, E head_dim + 2, B words of rounded values and their scales.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class Buffers(NamedTuple):
         joined_NK: Spans that are done, of each token and head in all layers; int64, zero before.
         x_NC: The residual stream.
         normed_PNC: A copy of its norm for each thread.
+        narrow_PNB: For each thread, what it multiplies by int8 weights, int16; see
+            :func:`puna.lm.cpu.elementwise.narrow`. Without such weights it has no columns.
         qkv_NQ: Queries, keys and values.
         mixed_NC: What attention gives.
         gate_NF: Inside the feed-forward.
@@ -118,6 +120,7 @@ class Buffers(NamedTuple):
     joined_NK: np.ndarray
     x_NC: np.ndarray
     normed_PNC: np.ndarray
+    narrow_PNB: np.ndarray
     qkv_NQ: np.ndarray
     mixed_NC: np.ndarray
     gate_NF: np.ndarray

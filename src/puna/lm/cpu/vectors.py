@@ -1,10 +1,11 @@
 """Products of weight rows with tokens, and sums of value rows, in vectors of a fixed width.
 
 The order of every addition is stated: a dot product has 16 partial sums, element ``i`` goes to sum
-``i % 16`` by a fused multiply-add, and the sums are added as a tree, ``i`` to ``i + 8`` first. That
-order is the same for any number of rows and tokens in a *tile*, and on any processor: a narrower
-one splits the 16 sums over several registers. So a token's result has the same bits whatever shares
-the call.
+``i % 16`` by a fused multiply-add, and the sums are added as a tree, ``i`` to ``i + 8`` first. With
+int8 weights the partial sums are exact integers (:mod:`puna.lm.cpu.products`), then comes the same
+tree. That order is the same for any number of rows and tokens in a *tile*, and on any processor: a
+narrower one splits the 16 sums over several registers. So a token's result has the same bits
+whatever shares the call.
 
 Memory is the limit with few tokens. One token is multiplied with one row after the other, which the
 processor's own prefetching follows best. It loses track of rows that are read side by side: tiles
@@ -30,16 +31,18 @@ from puna.lm.cpu.intrinsics import (
     INT8,
     LANES,
     LINE_BYTES,
-    VECTOR,
+    STORED,
     WIDTHS,
     emit_by_kind,
+    emit_fma,
     emit_load,
     emit_prefetch,
     emit_store,
     instruction,
 )
+from puna.lm.cpu.products import products_of
 
-_UNROLLED = 4  # vectors: 64 int8 weights, one cache line
+_UNROLLED = 4 * LANES  # columns: 64 int8 weights are one cache line
 
 IS_WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
 """Whether one register holds 16 floats, and there are 32 of them: tiles may be larger."""
@@ -61,7 +64,8 @@ def make_tile(n_rows: int, n_tokens: int) -> Any:
 
     ``tile(kind, weights, row_bytes, scales, ahead, inputs, input_bytes, size, out, out_bytes,
     adds)``: kind of the weights; addresses and strides in bytes; the address of the rows' scales
-    (int8 only); how many bytes ahead to prefetch; columns; whether to add to ``out``.
+    (int8 only); how many bytes ahead to prefetch; columns; whether to add to ``out``. Inputs of
+    int8 weights begin with their scale, as :data:`puna.lm.cpu.products.BLOCK_BYTES` says.
     Writes ``out[token, row]``, the rows contiguous, as float32.
 
     Args:
@@ -90,15 +94,22 @@ def _emit_tile(builder: ir.IRBuilder, kind: int, n_rows: int, n_tokens: int, arg
     weights, row_bytes, scales, ahead, inputs, input_bytes, size, out, out_bytes, adds = args
     rows = [builder.add(weights, builder.mul(row_bytes, constant(r))) for r in range(n_rows)]
     tokens = [builder.add(inputs, builder.mul(input_bytes, constant(t))) for t in range(n_tokens)]
+    values = tokens
+    if kind == INT8:  # the scale comes first
+        values = [builder.add(token, constant(LINE_BYTES)) for token in tokens]
     if n_tokens == 1:
-        sums = [s for row in rows for s in _emit_sums(builder, kind, [row], tokens, size, ahead)]
+        sums = [s for row in rows for s in _emit_sums(builder, kind, [row], values, size, ahead)]
     else:
-        sums = _emit_sums(builder, kind, rows, tokens, size, ahead)
+        sums = _emit_sums(builder, kind, rows, values, size, ahead)
     totals = _tree_sums(builder, sums)
-    for t in range(n_tokens):
+    for t, token in enumerate(tokens):
         result = _part(builder, totals, t * n_rows, n_rows)
         if kind == INT8:
-            result = builder.fmul(result, emit_load(builder, scales, FLOAT32, n_rows))
+            scale = emit_load(builder, token, FLOAT32)
+            factors = scale if n_rows == 1 else emit_splat(builder, scale, n_rows)
+            result = builder.fmul(
+                builder.fmul(result, factors), emit_load(builder, scales, FLOAT32, n_rows)
+            )
         place = builder.add(out, builder.mul(out_bytes, constant(t)))
         old = emit_load(builder, place, FLOAT32, n_rows)
         is_sum = builder.icmp_signed("!=", adds, constant(0))
@@ -109,75 +120,75 @@ def _emit_sums(
     builder: ir.IRBuilder, kind: int, rows: list[Any], tokens: list[Any], size: Any, ahead: Any
 ) -> list[Any]:
     """Emit the partial sums of every token with every row, in this order."""
-    width, n_rows = WIDTHS[kind], len(rows)
+    products, n_rows = products_of(kind), len(rows)
+    columns, width, given_width = products.columns, WIDTHS[kind], _width(products.given)
     far = builder.add(rows[0], ahead)
 
-    def add(sums: list[Any], values: list[Any], given: list[Any]) -> list[Any]:
+    def add(sums: list[Any], here: list[Any], there: list[Any]) -> list[Any]:
+        values = [products.emit_weights(builder, address) for address in here]
+        given = [products.emit_given(builder, address) for address in there]
         pairs = [(v, g) for g in given for v in values]
-        return [emit_fma(builder, v, g, total) for (v, g), total in zip(pairs, sums, strict=True)]
+        return [
+            products.emit_add(builder, v, g, total)
+            for (v, g), total in zip(pairs, sums, strict=True)
+        ]
 
-    def step(position: Any, sums: list[Any], n_vectors: int) -> list[Any]:
+    def step(position: Any, sums: list[Any], n_columns: int) -> list[Any]:
         at_weight = builder.mul(position, constant(width))
-        at_input = builder.mul(position, constant(4))
-        if n_vectors > 1:
+        at_input = builder.mul(position, constant(given_width))
+        if n_columns == _UNROLLED:
             first = builder.add(far, builder.mul(at_weight, constant(n_rows)))
-            for line in range(0, n_rows * n_vectors * LANES * width, LINE_BYTES):
+            for line in range(0, n_rows * n_columns * width, LINE_BYTES):
                 emit_prefetch(builder, builder.add(first, constant(line)))
         here = [builder.add(row, at_weight) for row in rows]
         there = [builder.add(token, at_input) for token in tokens]
-        for vector in range(n_vectors):
-            values = [_vector(builder, a, vector * LANES, kind) for a in here]
-            given = [_vector(builder, a, vector * LANES, FLOAT32) for a in there]
-            sums = add(sums, values, given)
+        for column in range(0, n_columns, columns):
+            sums = add(
+                sums,
+                [builder.add(address, constant(column * width)) for address in here],
+                [builder.add(address, constant(column * given_width)) for address in there],
+            )
         return sums
 
-    sums = [ir.Constant(VECTOR, [0.0] * LANES) for _ in range(n_rows * len(tokens))]
-    many = builder.and_(size, constant(-_UNROLLED * LANES))
-    whole = builder.and_(size, constant(-LANES))
+    sums = [products.zero] * (n_rows * len(tokens))
+    many = builder.and_(size, constant(-_UNROLLED))
+    whole = builder.and_(size, constant(-columns))
     sums = emit_loop(
-        builder, constant(0), many, _UNROLLED * LANES, sums, lambda i, s: step(i, s, 4)
+        builder, constant(0), many, _UNROLLED, sums, lambda i, s: step(i, s, _UNROLLED)
     )
-    sums = emit_loop(builder, many, whole, LANES, sums, lambda i, s: step(i, s, 1))
-    values = [cgutils.alloca_once(builder, VECTOR) for _ in rows]
-    given = [cgutils.alloca_once(builder, VECTOR) for _ in tokens]
+    sums = emit_loop(builder, many, whole, columns, sums, lambda i, s: step(i, s, columns))
+    copies = [
+        cgutils.alloca_once(builder, ir.VectorType(element, columns))
+        for element in [products.weight] * n_rows + [products.given] * len(tokens)
+    ]
 
     def tail(position: Any, sums: list[Any]) -> list[Any]:
-        for kind_of, addresses, places in ((kind, rows, values), (FLOAT32, tokens, given)):
-            for address, place in zip(addresses, places, strict=True):
-                _copy_tail(builder, address, position, size, kind_of, place)
-        return add(sums, [builder.load(v) for v in values], [builder.load(g) for g in given])
+        for address, copy in zip([*rows, *tokens], copies, strict=True):
+            _copy_tail(builder, address, position, size, copy)
+        places = [builder.ptrtoint(copy, I64) for copy in copies]
+        return add(sums, places[:n_rows], places[n_rows:])
 
-    return emit_loop(builder, whole, size, LANES, sums, tail)
-
-
-def _vector(builder: ir.IRBuilder, address: Any, shift: int, kind: int) -> Any:
-    return emit_load(
-        builder, builder.add(address, constant(shift * WIDTHS[kind])), kind, LANES
-    )  # fmt: skip
+    sums = emit_loop(builder, whole, size, columns, sums, tail)
+    return [products.emit_floats(builder, total) for total in sums]
 
 
-def emit_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
-    """Emit a * b + c, rounded once, of float32 numbers or vectors."""
-    suffix = "f32" if a.type == F32 else f"v{LANES}f32"
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(a.type, [a.type] * 3), f"llvm.fma.{suffix}"
-    )
-    return builder.call(function, [a, b, c])
+def _width(element: ir.Type) -> int:
+    """Return the bytes of one value."""
+    return WIDTHS[STORED.index(element)]
 
 
-def _copy_tail(
-    builder: ir.IRBuilder, address: Any, start: Any, size: Any, kind: int, place: Any
-) -> None:
+def _copy_tail(builder: ir.IRBuilder, address: Any, start: Any, size: Any, place: Any) -> None:
     """Put the elements after the last whole vector, then zeros, into a vector in memory."""
-    builder.store(ir.Constant(VECTOR, [0.0] * LANES), place)
-    base = builder.ptrtoint(place, I64)
+    vector = place.type.pointee
+    builder.store(ir.Constant(vector, None), place)
+    base, width = builder.ptrtoint(place, I64), constant(_width(vector.element))
+    pointer = vector.element.as_pointer()
 
     def copy(i: Any, carried: list[Any]) -> list[Any]:
-        value = emit_load(
-            builder, builder.add(address, builder.mul(i, constant(WIDTHS[kind]))), kind
-        )
-        to = builder.add(base, builder.mul(builder.sub(i, start), constant(4)))
-        emit_store(builder, value, to)
+        value = builder.load(builder.inttoptr(builder.add(address, builder.mul(i, width)), pointer))
+        value.align = _width(vector.element)
+        to = builder.add(base, builder.mul(builder.sub(i, start), width))
+        builder.store(value, builder.inttoptr(to, pointer))
         return carried
 
     emit_loop(builder, start, size, 1, [], copy)
@@ -221,11 +232,11 @@ def _part(builder: ir.IRBuilder, vector: Any, first: int, n: int) -> Any:
     return _shuffle(builder, vector, undefined, list(range(first, first + n)))
 
 
-def emit_splat(builder: ir.IRBuilder, value: Any) -> Any:
+def emit_splat(builder: ir.IRBuilder, value: Any, n: int = LANES) -> Any:
     """Emit a vector of one float32."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(F32, n), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
-    return _shuffle(builder, first, undefined, [0] * LANES)
+    return _shuffle(builder, first, undefined, [0] * n)
 
 
 def emit_loop(
@@ -326,8 +337,8 @@ def _emit_mixer(builder: ir.IRBuilder, kind: int, n_heads: int, args: Any) -> No
 
         return run
 
-    many = builder.and_(size, constant(-_UNROLLED * LANES))
+    many = builder.and_(size, constant(-_UNROLLED))
     whole = builder.and_(size, constant(-LANES))
-    emit_loop(builder, constant(0), many, _UNROLLED * LANES, [], body(_UNROLLED, LANES))
+    emit_loop(builder, constant(0), many, _UNROLLED, [], body(_UNROLLED // LANES, LANES))
     emit_loop(builder, many, whole, LANES, [], body(1, LANES))
     emit_loop(builder, whole, size, 1, [], body(1, 1))
