@@ -78,12 +78,12 @@ class JobSpec:
         return self.state_dir / f"attempt-{attempt}"
 
     def identity(self) -> str:
-        """Digest of all that decides the numbers, except the number of ranks.
+        """Digest of all that decides the numbers, except how ranks and passes divide the batch.
 
         A checkpoint carries it; another job does not continue from it.
         """
         training = identity(self.training)
-        del training["nproc"]
+        del training["nproc"], training["micro_batch"]
         training["steps"] = self.training.n_steps
         return hash_json(
             {

@@ -119,7 +119,7 @@ def plan_stages(parallel: ParallelConfig, n_layers: int) -> StagePlan:
             f'use parallel.stages = {2 * p.pp}, or parallel.schedule = "interleaved_zero_bubble"',
         )
     shares = _shares(n_layers, n_stages, p.less_first, p.less_last)
-    if min(shares) < 0 or (n_stages > 1 and max(shares[1:-1], default=1) < 1):
+    if min(shares) < 0 or (n_stages > 1 and min(shares[1:-1], default=1) < 1):
         raise PunaError(
             f"{n_layers} layers give {n_stages} stages of {shares} layers",
             "use fewer stages (parallel.pp, parallel.stages), or lower less_first and less_last",
@@ -202,8 +202,8 @@ def _problems(cfg: TrainingConfig, model: LlamaConfig) -> Iterator[PunaError]:
                 f"a step has {n_micro} micro-batches per data-parallel rank; the schedule "
                 f"{p.schedule} needs at least {need}"
                 + ("" if p.schedule == "1f1b" else f", in multiples of pp = {p.pp}"),
-                f"use micro_batch = {cfg.micro_batch or 1} with global_batch = {rows} or a multiple "
-                'of it, or parallel.schedule = "gpipe"',
+                f"use micro_batch = {cfg.micro_batch or 1} with global_batch = {rows} or a "
+                'multiple of it, or parallel.schedule = "gpipe"',
             )
 
 

@@ -56,9 +56,7 @@ class ParallelModel:
         self._micro_batch = micro_batch
         self._plan: StagePlan = plan_stages(parallel, config.n_layers)
         self.stages: dict[int, Stage] = {
-            number: build_stage(
-                config, self._plan.layers[number], seq_len, world, parallel, precision
-            )
+            number: build_stage(config, self._plan, number, seq_len, world, parallel, precision)
             for number in self._plan.of(world.place(PP))
         }
         self._share = ContextShare(world.place(CP), world.layout.cp)
@@ -67,6 +65,7 @@ class ParallelModel:
             self._pipeline = Pipeline(
                 self.stages, self._plan, parallel.schedule, world,
                 n_micro=n_micro, hidden_shape=self._hidden_shape(seq_len),
+                hidden_dtype=precision.dtype,
             )  # fmt: skip
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -50,7 +50,8 @@ class Pipeline:
         schedule: Order of the micro-batches.
         world: The ranks.
         n_micro: Micro-batches per step.
-        hidden_shape: Of what travels between stages, float32.
+        hidden_shape: Of the residual stream, which travels between stages.
+        hidden_dtype: Of it.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class Pipeline:
         *,
         n_micro: int,
         hidden_shape: tuple[int, int, int],
+        hidden_dtype: torch.dtype,
     ) -> None:
         rows = hidden_shape[0]
-        hidden = torch.empty(hidden_shape, device="meta", requires_grad=True)
+        hidden = torch.empty(hidden_shape, dtype=hidden_dtype, device="meta", requires_grad=True)
         ids = torch.empty((rows, 1), dtype=torch.int64, device="meta")
         loss = torch.empty(1, device="meta", requires_grad=True)
         group = world.group(PP)

@@ -32,7 +32,7 @@ from puna.model.rope import Rotation, RotationTable
 from puna.train.config import ParallelConfig
 from puna.train.loss import cross_entropy_sum, tokens_per_chunk
 from puna.train.parallel.context import ContextPlan, ContextShare
-from puna.train.parallel.layout import CP, TP
+from puna.train.parallel.layout import CP, TP, StagePlan
 from puna.train.parallel.tensor import share_block, share_ends
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
@@ -43,7 +43,8 @@ class Stage(nn.Module):
 
     Args:
         config: Of the whole model.
-        layers: Number of the first layer and one past the last.
+        plan: All stages.
+        number: Of this one.
         seq_len: Tokens of a whole row.
         world: The ranks.
         precision: Of the matrix products.
@@ -56,18 +57,19 @@ class Stage(nn.Module):
     def __init__(
         self,
         config: LlamaConfig,
-        layers: tuple[int, int],
+        plan: StagePlan,
+        number: int,
         seq_len: int,
         world: World,
         precision: Precision,
     ) -> None:
         super().__init__()
-        self.is_first, self.is_last = layers[0] == 0, layers[1] == config.n_layers
+        self.is_first, self.is_last = number == 0, number == plan.n_stages - 1
         whole = Llama(config, device="meta", dtype=torch.float32)
         if self.is_first or (self.is_last and config.tie_embeddings):
             self.tok_embeddings = whole.tok_embeddings
         self.layers = nn.ModuleDict(
-            {str(number): whole.layers[number] for number in range(*layers)}
+            {str(layer): whole.layers[layer] for layer in range(*plan.layers[number])}
         )
         if self.is_last:
             self.norm = whole.norm
@@ -104,7 +106,9 @@ class Stage(nn.Module):
         """
         with self._precision.context(self._world.device):
             plan, rotation = self._plan(doc_ids_BS), self._rotation(positions_BT)
-            h_BTC = self.tok_embeddings(x) if self.is_first else x
+            # In bf16 the residual stream is bfloat16, too, in every layout: sharded parameters are
+            # gathered in it, and it is what travels between stages.
+            h_BTC = self.tok_embeddings(x).to(self._precision.dtype) if self.is_first else x
             for block in self.layers.values():
                 h_BTC = block(h_BTC, rotation, plan)
             if not self.is_last:
@@ -156,7 +160,8 @@ def _first_row(weight_VC: DTensor) -> int:
 
 def build_stage(
     config: LlamaConfig,
-    layers: tuple[int, int],
+    plan: StagePlan,
+    number: int,
     seq_len: int,
     world: World,
     parallel: ParallelConfig,
@@ -166,13 +171,14 @@ def build_stage(
 
     Args:
         config: Of the whole model.
-        layers: Number of the first layer and one past the last.
+        plan: All stages.
+        number: Of this one.
         seq_len: Tokens of a whole row.
         world: The ranks.
         parallel: How they share the work.
         precision: Of the matrix products.
     """
-    stage = Stage(config, layers, seq_len, world, precision)
+    stage = Stage(config, plan, number, seq_len, world, precision)
     if world.tp_mesh is not None:
         for block in stage.blocks:
             share_block(block, world.tp_mesh)
