@@ -15,58 +15,16 @@ from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
 from puna.tokens.lineage import open_source
-from puna.tokens.loader import NO_LABEL, PackedLoader
+from puna.tokens.loader import NO_LABEL
 from puna.tokens.mixing import Assignment, check_weights
 from puna.tokens.shards import TokenShards
-
-BOS, EOS = 1, 2
-SIZES = {"web": [9, 1, 30, 4, 0, 17, 55, 3], "code": [100, 7, 12], "notes": [2, 2, 2, 2, 3]}
-
-
-def write_shards(
-    folder: Path, splits: dict[str, dict[str, list[int]]], vocab: int = 60_000
-) -> Path:
-    """Shards whose tokens tell where they come from: no two documents share a token."""
-    index: dict[str, Any] = {"dtype": "uint16", "vocab_size": vocab, "splits": {}}
-    token = 3
-    for split, sources in splits.items():
-        index["splits"][split] = {}
-        for source, sizes in sources.items():
-            target = folder / split / source
-            target.mkdir(parents=True)
-            documents = []
-            for size in sizes:
-                documents.append(np.array([BOS, *range(token, token + size), EOS], np.uint16))
-                token += size
-            lengths = [len(tokens) for tokens in documents]
-            np.concatenate([np.empty(0, np.uint16), *documents]).tofile(target / "tokens.bin")
-            np.save(target / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-            ids = [f"{source}-{i:03d}".encode() for i in range(len(sizes))]
-            np.save(target / "ids.npy", np.array(ids, "S32"))
-            np.save(target / "n_bytes.npy", np.array(sizes, np.int64))
-            index["splits"][split][source] = {
-                "n_docs": len(sizes), "n_tokens": sum(lengths), "n_bytes": sum(sizes),
-            }  # fmt: skip
-    (folder / "index.json").write_text(json.dumps(index))
-    return folder
+from tests.unit.token_shards import SIZES, arrays, loader, write_shards
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     return write_shards(folder, {"train": {**SIZES, "empty": []}, "heldout": {"web": [5]}})
-
-
-def loader(folder: Path, **changes: Any) -> PackedLoader:
-    values: dict[str, Any] = {
-        "split": "train", "weights": {"web": 2, "code": 1, "notes": 1}, "seq_len": 16,
-        "global_batch": 8, "seed": 3,
-    }  # fmt: skip
-    return PackedLoader(folder, **{**values, **changes})
-
-
-def arrays(batch: Any) -> tuple[np.ndarray, ...]:
-    return (batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT, batch.positions_BT)
 
 
 def test_any_world_size_reads_the_same_rows(shards: Path) -> None:

@@ -9,6 +9,7 @@ any step, on any number of ranks, with the same tokens.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from puna.core.errors import PunaError
-from puna.tokens.mixing import Assignment, check_weights
+from puna.tokens.curriculum import Curriculum, plan_weights
+from puna.tokens.mixing import Assignment
 from puna.tokens.packing import SourceStream
 from puna.tokens.shards import TokenShards
 
@@ -95,9 +97,11 @@ class PackedLoader:
         seq_len: Tokens of a row, T.
         global_batch: Rows of a step over all ranks, B.
         seed: Decides the order of the documents.
+        curriculum: How the weights change over the run, and how often a source may be read.
 
     Raises:
-        PunaError: The shards are damaged, or the weights do not fit the sources.
+        PunaError: The shards are damaged, the weights do not fit the sources, or a source would be
+            read more often than it may be.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class PackedLoader:
         seq_len: int,
         global_batch: int,
         seed: int,
+        curriculum: Curriculum | None = None,
     ) -> None:
         for name, value in (("seq_len", seq_len), ("global_batch", global_batch)):
             if value < 1:
@@ -118,11 +123,15 @@ class PackedLoader:
         self._n_rows = global_batch
         counts = self.shards.counts(split)
         n_tokens = {name: c.get("n_tokens_read", c["n_tokens"]) for name, c in counts.items()}
-        shares = check_weights(weights, n_tokens, f"{folder}/{split}")
-        self._assignment = Assignment(shares)
-        self.weights: dict[str, float] = {name: float(share) for name, share in shares.items()}
+        self._curriculum = curriculum or Curriculum()
+        self._stretches = plan_weights(
+            weights, self._curriculum, n_tokens, f"{folder}/{split}",
+            seq_len=seq_len, global_batch=global_batch,
+        )  # fmt: skip
+        self._assignment = Assignment(self._stretches[0][1], self._stretches[1:])
         self._streams = [
-            SourceStream(self.shards.open(split, name), seq_len, seed) for name in shares
+            SourceStream(self.shards.open(split, name), seq_len, seed)
+            for name in self._assignment.sources
         ]
 
     @property
@@ -196,6 +205,27 @@ class PackedLoader:
             rows.append({"row": i, "source": name, "segments": segments})
         return rows
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Shares of the sources at the start."""
+        return self.weights_at(0)
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Return the shares of the sources at a step; a source that is left out has none."""
+        firsts = [first for first, _ in self._stretches]
+        at = bisect.bisect_right(firsts, step * self._n_rows) - 1
+        return {name: float(share) for name, share in self._stretches[at][1].items()}
+
+    def mean_weights(self, n_steps: int) -> dict[str, float]:
+        """Return the mean share of each source over the first steps, one at least."""
+        n_rows = max(n_steps, 1) * self._n_rows
+        ends = [*(first for first, _ in self._stretches[1:]), n_rows]
+        totals = dict.fromkeys(self._assignment.sources, 0.0)
+        for (first, shares), end in zip(self._stretches, ends, strict=True):
+            for source, share in shares.items():
+                totals[source] += max(0, min(end, n_rows) - first) * float(share)
+        return {source: total / n_rows for source, total in totals.items()}
+
     def rows_per_source(self, step: int) -> dict[str, int]:
         """Return how many rows of each source the first ``step`` steps hold."""
         counts = self._assignment.counts(step * self._n_rows)
@@ -218,6 +248,7 @@ class PackedLoader:
                 "global_batch": self._n_rows,
                 "seed": self.seed,
                 "digest": self.shards.digest,
+                "curriculum": self._curriculum.to_json(),
             },
         }
 
@@ -246,6 +277,7 @@ def packed_loader(
     global_batch: int,
     seed: int,
     digest: str | None = None,
+    curriculum: dict[str, Any] | None = None,
 ) -> PackedLoader:
     """Open a loader from JSON values (the factory of training processes).
 
@@ -257,11 +289,15 @@ def packed_loader(
         global_batch: Rows of a step over all ranks.
         seed: Decides the order of the documents.
         digest: Digest of the shards that are expected; None accepts any.
+        curriculum: See :meth:`puna.tokens.curriculum.Curriculum.of`; None for weights that stay.
 
     Raises:
         PunaError: The shards are damaged or others than expected.
     """
-    loader = PackedLoader(Path(folder), split, weights, seq_len, global_batch, seed)
+    loader = PackedLoader(
+        Path(folder), split, weights, seq_len, global_batch, seed,
+        None if curriculum is None else Curriculum.of(curriculum),
+    )  # fmt: skip
     if digest is not None and digest != loader.shards.digest:
         raise PunaError(f"the token shards in {folder} have changed since this run used them",
                         "point to the shards of that run, or run the stage anew")  # fmt: skip

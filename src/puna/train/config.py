@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from puna.core.config import Config, Execution, Seed
 from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
+from puna.tokens.curriculum import Curriculum, Phase
 
 
 class AdamWConfig(Config):
@@ -246,6 +247,34 @@ class TrainingConfig(Config):
         return math.ceil((self.tokens or 1) / self.tokens_per_step)
 
 
+def _steps_of(value: float, n_steps: int) -> int:
+    """Turn a share (below 1) or a number of steps into a number of steps."""
+    return round(value * n_steps) if value < 1 else round(value)
+
+
+class PhaseConfig(Config):
+    """Weights of the sources from some step on (curriculum, annealing)."""
+
+    start: float | None = Field(default=None, gt=0)
+    """When: below 1 a share of all steps, from 1 on a step; give this or `start_tokens`."""
+    start_tokens: int | None = Field(default=None, ge=1)
+    """When: after so many tokens of the run, rounded up to a whole step."""
+    weights: dict[str, Annotated[float, Field(ge=0)]]
+    """Share of the tokens of each source, any positive scale; 0 leaves a source out."""
+    blend: float = Field(default=0.0, ge=0)
+    """From `start` on the weights move to these in a straight line, over a share of all steps
+    (below 1) or a number of steps (from 1 on); 0 changes them at once."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.start is None) == (self.start_tokens is None):
+            raise ValueError(
+                f"give either start or start_tokens (start={self.start}, "
+                f"start_tokens={self.start_tokens})"
+            )
+        return self
+
+
 class PretrainConfig(TrainingConfig):
     """Pretraining from random weights on packed documents."""
 
@@ -254,6 +283,33 @@ class PretrainConfig(TrainingConfig):
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Share of the tokens of each source, any positive scale; empty means by the number of tokens
     that each source has."""
+    phases: list[PhaseConfig] = Field(default_factory=list)
+    """Other weights from given steps on, in the order of time; `weights` are those of the start."""
+    max_epochs: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """How often the documents of a source may be read; a source that is not named has no limit."""
+    used_up: Literal["refuse", "share"] = "refuse"
+    """When a source would be read more often than `max_epochs`: refuse the run before it starts, or
+    give its share to the other sources from there on."""
+
+    @property
+    def curriculum(self) -> Curriculum:
+        """The phases in steps of this run."""
+        n_steps = self.n_steps
+        return Curriculum(
+            [
+                Phase(
+                    -(-phase.start_tokens // self.tokens_per_step)
+                    if phase.start_tokens is not None
+                    else _steps_of(phase.start or 0.0, n_steps),
+                    dict(phase.weights),
+                    _steps_of(phase.blend, n_steps),
+                )
+                for phase in self.phases
+            ],
+            dict(self.max_epochs),
+            self.used_up,
+            n_steps,
+        )
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:

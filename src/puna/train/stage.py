@@ -46,8 +46,9 @@ def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) 
     from puna.tokens.loader import PackedLoader
 
     loader = PackedLoader(
-        tokens.path, "train", dict(cfg.weights) or None, cfg.seq_len, cfg.global_batch, cfg.seed
-    )
+        tokens.path, "train", dict(cfg.weights) or None, cfg.seq_len, cfg.global_batch, cfg.seed,
+        cfg.curriculum,
+    )  # fmt: skip
     source = SourceSpec(**loader.spec())
     model = cfg.model.resolve(loader.vocab_size)
     return train_job(

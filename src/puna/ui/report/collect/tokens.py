@@ -65,8 +65,9 @@ def _mix(encoded: Artifact, pretrain: Artifact | None) -> list[dict[str, Any]] |
     config = PretrainConfig.model_validate(pretrain.config)
     loader = PackedLoader(
         encoded.path, "train", config.weights or None, config.seq_len, config.global_batch,
-        config.seed,
+        config.seed, config.curriculum,
     )  # fmt: skip
+    wanted = loader.mean_weights(config.n_steps)
     rows = loader.rows_per_source(config.n_steps)
     epochs = loader.epochs(config.n_steps)
     n_rows = sum(rows.values())
@@ -74,11 +75,11 @@ def _mix(encoded: Artifact, pretrain: Artifact | None) -> list[dict[str, Any]] |
     return [
         {
             "source": source,
-            "wanted": loader.weights[source],
+            "wanted": wanted[source],
             "read": rows[source] / n_rows,
             "n_tokens": counts[source]["n_tokens"],
             "read_tokens": rows[source] * config.seq_len,
             "epochs": epochs[source],
         }
-        for source in sorted(loader.weights, key=lambda source: (-loader.weights[source], source))
+        for source in sorted(wanted, key=lambda source: (-wanted[source], source))
     ]
