@@ -1,8 +1,9 @@
-"""int8 weights: one scale per output channel, activations untouched.
+"""int8 weights: one scale per output channel.
 
 Decoding on a CPU reads every weight once per token, so a quarter of the bytes is up to four times
 the tokens. Rounding to 8 bits per row (symmetric, largest magnitude at 127) is the mildest of the
-usual schemes.
+usual schemes. The modules here leave activations as they are; the compiled step of a CPU rounds
+them to 16 bits (:mod:`puna.lm.cpu.products`).
 
 Shapes: O rows (output channels), I columns, V vocab_size, C dim.
 """

@@ -2,7 +2,8 @@
 
 Read in this order: ``decoder`` (what the engine calls), ``structures`` (what it hands over),
 ``step`` (the forward), ``schedule`` and ``crew`` (the threads), ``matmul``, ``attention`` and
-``elementwise`` (the loops), ``vectors`` and ``intrinsics`` (instructions), ``pages`` (of memory).
+``elementwise`` (the loops), ``vectors``, ``products`` and ``intrinsics`` (instructions), ``pages``
+(of memory).
 
 Prompts in bfloat16, where the processor multiplies it: ``prefill`` (what the engine calls),
 ``prompt`` (the forward), ``pairs`` and ``lanewise`` (the loops), ``lanes`` (how tokens lie).

@@ -65,8 +65,9 @@ class CpuDecoder:
     """Computes forwards of few tokens from a model's own parameters, in place.
 
     In float32 it agrees with the model's own forward to rounding. With 16-bit weights and cache the
-    activations are float32 all the same, more exact than the model's own forward. A token's results
-    have the same bits whatever other tokens share the call, for any number of threads.
+    activations are float32 all the same, more exact than the model's own forward; what int8 weights
+    are multiplied by is rounded to 16 bits. A token's results have the same bits whatever other
+    tokens share the call, for any number of threads.
 
     Not thread-safe: one thread calls it, its crew helps. Parameters may change in place; when they
     are replaced (``load_state_dict(assign=True)``, ``to``, ``quantize_int8``), make a new decoder.
