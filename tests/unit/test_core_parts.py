@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from puna.core import progress
 from puna.core.errors import PunaError, explain_environment_error
 from puna.core.fsio import atomic_path, hash_json, write_json
 from puna.core.ledger import Ledger, read_events
@@ -179,3 +181,10 @@ def test_a_full_disk_is_recognised_inside_other_errors() -> None:
     assert wrapped is not None
     assert "disk is full" in str(wrapped)
     assert explain_environment_error(ValueError("a bug")) is None
+
+
+def test_a_message_may_hold_brackets(capsys, monkeypatch):
+    """gloo's errors begin with a path in brackets, which rich would take for a tag."""
+    monkeypatch.setattr(progress, "console", Console(stderr=True, highlight=False))
+    progress.say(("  fault", "yellow"), ": rank 1: [/a/pair.cc:53] Connection closed [bold]")
+    assert capsys.readouterr().err == "  fault: rank 1: [/a/pair.cc:53] Connection closed [bold]\n"

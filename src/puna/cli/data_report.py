@@ -58,7 +58,7 @@ def data_report(
     load_stages()  # plugins register filters and the meaning of their reasons
     start_s = time.monotonic()
     settings = Settings(sample, margin, seed, documents)
-    value = collect_page(run_dir, settings, on_step=lambda name: say(f"[dim]{name}[/dim]"))
+    value = collect_page(run_dir, settings, on_step=lambda name: say((name, "dim")))
     n_bytes = write_page(value, page, numbers)
     took = format_duration(time.monotonic() - start_s)
     click.echo(f"{page}: {len(value['stages'])} stages, {format_bytes(n_bytes)}, in {took}")

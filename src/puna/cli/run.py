@@ -30,9 +30,10 @@ def run(recipe: Path, overrides: tuple[str, ...], rebuild: tuple[str, ...]) -> N
     result = run_recipe(load_recipe(recipe, overrides), rebuild=rebuild)
     if result.done:
         say(
-            f"run [bold]{result.run_dir}[/bold]: {len(result.done)} stages in "
-            f"{format_duration(result.seconds)}"
-            + (f", {len(result.skipped)} were finished before" if result.skipped else "")
+            "run ",
+            (str(result.run_dir), "bold"),
+            f": {len(result.done)} stages in {format_duration(result.seconds)}"
+            + (f", {len(result.skipped)} were finished before" if result.skipped else ""),
         )
     print_summary(result.run_dir)
     if not result.done:

@@ -32,7 +32,7 @@ def print_summary(run_dir: Path) -> None:
     if "eval.samples" in artifacts:
         _print_samples(artifacts["eval.samples"])
     if "report" in artifacts:
-        say(f"report: [bold]{artifacts['report'].path / 'report.html'}[/bold]")
+        say("report: ", (str(artifacts["report"].path / "report.html"), "bold"))
 
 
 def _print_samples(artifact: Artifact) -> None:
@@ -41,6 +41,6 @@ def _print_samples(artifact: Artifact) -> None:
             lines = [(f"{turn['role']}: ", turn["content"]) for turn in sample["messages"]]
         else:
             lines = [("", sample["prompt"] + sample["completion"])]
-        say(f"[dim]{sample['kind']}, {sample['model']} model[/dim]")
+        say((f"{sample['kind']}, {sample['model']} model", "dim"))
         for who, text in lines:
             console.print(Text(f"  {who}", style="cyan").append(text.strip(), style="default"))

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from puna.core.units import format_count, format_duration, format_rate
 
@@ -40,9 +41,14 @@ class Bar(Protocol):
         ...
 
 
-def say(text: str) -> None:
-    """Print one line for the person who watches."""
-    console.print(text, soft_wrap=True)
+def say(*parts: str | tuple[str, str]) -> None:
+    """Print one line for the person who watches.
+
+    Args:
+        parts: Text as it is (an error may hold brackets), or text with a style: ``("done",
+            "green")``.
+    """
+    console.print(Text.assemble(*parts), soft_wrap=True)
 
 
 @contextlib.contextmanager

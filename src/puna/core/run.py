@@ -152,7 +152,7 @@ def _run_step(run_dir: Path, step: Step, events: Ledger, *, rebuild: bool) -> bo
     resumed = _prepare_partial(partial, step, identity_record)
     write_text(partial / CONFIG_FILE, _config_toml(step.config))
     bound = events.bind(stage=name)
-    say(f"[bold]{name}[/bold]  {step.stage.summary}" + (" [dim](resumed)[/dim]" if resumed else ""))
+    say((name, "bold"), f"  {step.stage.summary}", (" (resumed)" if resumed else "", "dim"))
     bound.emit("stage.start", resumed=resumed, fingerprint=identity_record["fingerprint"])
     start_wall_s, start_s = time.time(), time.monotonic()
     state = step.stage.external_state(step.config) if step.stage.external_state else None
@@ -181,7 +181,7 @@ def _run_step(run_dir: Path, step: Step, events: Ledger, *, rebuild: bool) -> bo
         raise
     bound.emit("stage.done", durable=True, seconds=seconds)
     size = sum(entry["n_bytes"] for entry in Artifact(final).record["files"])
-    say(f"  [green]done[/green] in {format_duration(seconds)}, {format_bytes(size)} in {final}")
+    say(("  done", "green"), f" in {format_duration(seconds)}, {format_bytes(size)} in {final}")
     return True
 
 
@@ -284,8 +284,9 @@ def _check_cached(artifact: Artifact, record: Mapping[str, Any], step: Step) -> 
         now = step.stage.external_state(step.config)
         if now != artifact.record.get("external_state"):
             say(
-                f"[yellow]note[/yellow]: the input of {name} has changed since it was made; it is "
-                f"kept as it is (--rebuild {name} reads it again)"
+                ("note", "yellow"),
+                f": the input of {name} has changed since it was made; it is "
+                f"kept as it is (--rebuild {name} reads it again)",
             )
 
 

@@ -107,7 +107,7 @@ def supervise(
         furthest = max(furthest, watch.furthest)
         _stop_if_hopeless(fault, faults, fruitless, policy, watch.log_tail)
         faults.append(fault)
-        say(f"  [yellow]fault[/yellow]: {fault.message}; starting again from the last checkpoint")
+        say(("  fault", "yellow"), f": {fault.message}; starting again from the last checkpoint")
         if fruitless:
             time.sleep(min(2.0 ** (fruitless - 1), policy.max_backoff_s))
         attempt += 1

@@ -99,7 +99,7 @@ class PythonDocs:
 
 @cache
 def _note_absent(folder: str) -> None:
-    say(f"[dim]there is no folder {folder} here; it is left out[/dim]")
+    say((f"there is no folder {folder} here; it is left out", "dim"))
 
 
 def _installed_texts() -> Iterator[WorkItem]:

@@ -54,7 +54,7 @@ def walk_files(
             problem = explain_environment_error(error, folder)
             if must_read:
                 raise problem or error from error
-            say(f"[yellow]warning[/yellow]: {problem or error}; its files are left out")
+            say(("warning", "yellow"), f": {problem or error}; its files are left out")
             continue
         for entry in entries:
             name = logical(entry.name)
