@@ -14,16 +14,20 @@ import pytest
 from spark_cluster import spark_cluster
 
 from puna.core.errors import PunaError
+from puna.core.ledger import Ledger
 from puna.core.run import run_recipe
 from puna.data.chain import DATA_STAGES
 from puna.data.engine import ConservationError, EngineConfig, open_engine
 from puna.data.engine.local import LocalMap, map_shards
 from puna.data.engine.spark_session import wrap_java
 from puna.data.filters.rules import FilterKernel, SourceRules
+from puna.data.ingest import IngestConfig, ingest_documents
 from puna.data.schema import DOCUMENTS_DIR
+from puna.data.sources.files import FilesConfig
 from puna.data.testing import folder_bytes, make_documents
 from tests.integration.test_data_chain import STAGES, recipe, write_inputs
 from tests.unit.test_data_engine import Broken, Largest
+from tests.unit.test_data_remote import LINES, Web
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,6 +67,26 @@ def engine(cluster, tmp_path):
 @pytest.fixture
 def documents(tmp_path):
     return make_documents(tmp_path / "in[1]", TEXTS, n_shards=4).path / DOCUMENTS_DIR
+
+
+def test_executors_read_remote_sources_by_themselves(cluster, tmp_path):
+    web = Web()
+    web.break_after, web.n_breaks = 50_000, 4
+    for n in range(4):
+        web.files[f"/{n}.jsonl"] = LINES[: 110 * 1000 * (n + 1)]
+    paths = tuple(f"{web.url}/{n}.jsonl" for n in range(4))
+    source = FilesConfig(name="web", paths=paths, root=web.url)
+    found = []
+    for engine, more in (("duckdb", {}), (cluster, {"spark": SETTINGS})):
+        out = tmp_path / f"out{len(found)}"
+        out.mkdir()
+        cfg = IngestConfig(sources=(source,), shard_bytes=100_000, engine=engine, **more)
+        ingest_documents(cfg, {}, out, Ledger(None))
+        found.append(folder_bytes(out / DOCUMENTS_DIR))
+    web.stop()
+    assert len(found[0]) > 4
+    assert found[0] == found[1]
+    assert web.n_breaks == 0
 
 
 def test_kernels_and_relations_give_the_same_bytes(engine, documents, tmp_path):

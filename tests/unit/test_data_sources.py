@@ -553,6 +553,6 @@ def test_a_store_without_its_package_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", no_driver)
     config = FilesConfig(name="web", paths=("s3://bucket/crawl/*.jsonl",))
-    with pytest.raises(PunaError, match="Install s3fs") as caught:
+    with pytest.raises(PunaError, match="needs the package s3fs") as caught:
         list(open_source(config).list_items())
-    assert "install the package" in str(caught.value)
+    assert "puna[s3]" in str(caught.value)

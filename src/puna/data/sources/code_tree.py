@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,6 +17,7 @@ from puna.data.sources.base import SourceConfig, WorkItem, register_source
 from puna.data.sources.files import Files, FilesConfig
 from puna.data.sources.git_checkout import COMMIT, Checkout, checkout_of
 from puna.data.sources.open_files import opened
+from puna.data.sources.remote import StorageOptions, is_remote
 from puna.data.sources.select import fixed_prefix, has_pattern
 
 _MAX_LICENCE_BYTES = 1 << 20
@@ -40,7 +41,7 @@ class CodeTreeConfig(SourceConfig):
     """Folder or URL that the paths are relative to; see the kind `files`."""
     languages: tuple[str, ...] = ()
     """Only these languages (`python`, `c++`, `rust`); all when empty."""
-    storage_options: Execution[dict[str, Any]] = Field(default_factory=dict)
+    storage_options: Execution[StorageOptions] = Field(default_factory=dict)
     """Options for the object store (fsspec); see the kind `files`."""
 
     @field_validator("languages")
@@ -68,7 +69,7 @@ class CodeTree:
 
     def _top(self, path: str) -> str:
         root = self._config.root
-        if root is not None and "://" not in path and not os.path.isabs(path):
+        if root is not None and not is_remote(path) and not os.path.isabs(path):
             path = f"{root.rstrip('/')}/{path}"
         is_pattern = has_pattern(path) and not os.path.exists(path)
         return (fixed_prefix(path) if is_pattern else path).rstrip("/")
@@ -98,7 +99,7 @@ class CodeTree:
             if format in ARCHIVES:
                 yield from self._read_archive(file, item, format)
             else:
-                origin = {} if "://" in item.location else self._origin(item.location)
+                origin = {} if is_remote(item.location) else self._origin(item.location)
                 yield from self._read_program(file, item.path, origin)
 
     def _read_program(

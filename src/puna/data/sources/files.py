@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,6 +17,7 @@ from puna.data.readers.jsonl import Fields
 from puna.data.readers.records import BadRecord, RawRecord
 from puna.data.sources.base import SourceConfig, WorkItem, register_source
 from puna.data.sources.open_files import opened, unreadable
+from puna.data.sources.remote import StorageOptions, is_remote, list_remote
 from puna.data.sources.select import compile_pattern, fixed_prefix, has_pattern
 from puna.data.sources.walk import VCS_FOLDERS, logical, walk_files
 
@@ -25,7 +26,6 @@ MediaType = Literal[
     "text/x-source", "application/x-ipynb+json",
 ]  # fmt: skip
 _MAX_MEMBER_BYTES = 1 << 29
-_STAMP_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated")
 
 
 class FilesConfig(SourceConfig):
@@ -39,8 +39,8 @@ class FilesConfig(SourceConfig):
     kind: Literal["files"] = "files"
     """Kind of source."""
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (with all below them), patterns (`data/**/*.jsonl.gz`) or URLs of an object
-    store (`s3://bucket/data/*.parquet`). Each must match something."""
+    """Files, folders (with all below them), patterns (`data/**/*.jsonl.gz`) or URLs of a store or
+    web server (`s3://bucket/data/*.parquet`). Each must match something."""
     root: Execution[str | None] = None
     """Folder or URL that the paths are relative to; document ids depend on the path below it.
     Without it, they depend on the path below the folder before the first `*`."""
@@ -64,9 +64,9 @@ class FilesConfig(SourceConfig):
     """What stands between the fields of CSV; by default `,`, and a tab for `.tsv`."""
     quotes: bool = True
     """Double quotes may enclose a field of CSV, as spreadsheets write it; else they are text."""
-    storage_options: Execution[dict[str, Any]] = Field(default_factory=dict)
-    """Options for the object store (fsspec), such as `anon` or `endpoint_url`. They are recorded
-    with the run: secrets belong into the environment or the store's own configuration."""
+    storage_options: Execution[StorageOptions] = Field(default_factory=dict)
+    """Options for the store (fsspec), such as `anon` or `endpoint_url`. They are recorded with the
+    run, so secrets are refused: they belong into the environment or the store's own files."""
 
     @field_validator("encoding")
     @classmethod
@@ -116,12 +116,12 @@ class Files:
 
     def _list(self, path: str) -> Iterator[WorkItem]:
         root = self._config.root
-        if root is not None and "://" not in path and not os.path.isabs(path):
+        if root is not None and not is_remote(path) and not os.path.isabs(path):
             path = f"{root.rstrip('/')}/{path}"
         is_pattern = has_pattern(path) and not os.path.exists(path)
         base = fixed_prefix(path) if is_pattern else path
         pattern = compile_pattern(path) if is_pattern else None
-        listing = self._list_remote(base) if "://" in path else _list_local(base, pattern is None)
+        listing = self._list_remote(base) if is_remote(path) else _list_local(base, pattern is None)
         top = root.rstrip("/") if root is not None else None
         for location, item in listing:
             if pattern is not None and not pattern.fullmatch(location):
@@ -136,23 +136,8 @@ class Files:
             yield WorkItem(logical(inner), item.location, item.n_bytes, item.stamp)
 
     def _list_remote(self, base: str) -> Iterator[tuple[str, WorkItem]]:
-        import fsspec
-
-        protocol = base.partition("://")[0]
-        try:
-            fs, inner = fsspec.core.url_to_fs(base, **self._config.storage_options)
-            found = fs.find(inner, detail=True)
-        except FileNotFoundError:
-            return
-        except (OSError, ImportError, ValueError) as error:
-            raise unreadable(error, base) from error
-        for name, info in sorted(found.items()):
-            stamp = next((str(info[key]) for key in _STAMP_KEYS if info.get(key)), "")
-            if protocol == "file":
-                url = f"file://{name}"
-            else:
-                url = name if "://" in name else f"{protocol}://{name.lstrip('/')}"
-            yield url, WorkItem(url, url, int(info.get("size") or 0), stamp)
+        for url, n_bytes, stamp in list_remote(base, self._config.storage_options):
+            yield url, WorkItem(url, url, n_bytes, stamp)
 
     def read(self, item: WorkItem) -> Iterator[RawRecord | BadRecord]:
         """Read the records of one file.

@@ -22,6 +22,7 @@ from puna.data.readers.records import BadRecord, RawRecord
 from puna.data.sources.base import SourceConfig, WorkItem, register_source
 from puna.data.sources.files import Files, FilesConfig, MediaType
 from puna.data.sources.open_files import opened
+from puna.data.sources.remote import StorageOptions
 from puna.data.sources.select import compile_pattern, has_pattern
 
 _CARD, _INFOS = "README.md", "dataset_infos.json"
@@ -54,7 +55,7 @@ class HfDatasetConfig(SourceConfig):
     """Columns or fields to keep as metadata; `["*"]` keeps all others."""
     media_type: MediaType = "text/plain"
     """What the texts are: `text/html` has them extracted."""
-    storage_options: Execution[dict[str, Any]] = Field(default_factory=dict)
+    storage_options: Execution[StorageOptions] = Field(default_factory=dict)
     """Options for the object store (fsspec); see the kind `files`."""
 
 

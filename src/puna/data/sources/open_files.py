@@ -9,25 +9,24 @@ from typing import Any, BinaryIO
 from puna.core.errors import PunaError, explain_environment_error
 from puna.data.readers.records import BadRecord, RawRecord
 from puna.data.sources.base import WorkItem
+from puna.data.sources.remote import is_remote, open_remote
 
 
 @contextlib.contextmanager
 def opened(location: str, storage_options: dict[str, Any] | None = None) -> Iterator[BinaryIO]:
-    """Open a local path or a URL (``s3://``, ``memory://``) for reading bytes.
+    """Open a local path or a URL (``s3://``, ``https://``) for reading bytes; it can be sought in.
 
     Raises:
         PunaError: The file is gone or may not be read, or the store cannot be reached.
     """
     try:
-        if "://" not in location:
+        if is_remote(location):
+            with open_remote(location, storage_options or {}) as file:
+                yield file
+        else:
             with open(location, "rb") as file:
                 yield file
-            return
-        import fsspec
-
-        with fsspec.open(location, "rb", **(storage_options or {})) as file:
-            yield file  # type: ignore[misc]
-    except (OSError, ImportError) as error:
+    except OSError as error:
         raise unreadable(error, location) from error
 
 
@@ -36,8 +35,6 @@ def unreadable(error: BaseException, location: str) -> PunaError:
     explained = explain_environment_error(error, location)
     if explained is not None:
         return explained
-    if isinstance(error, ImportError):  # fsspec names the package of the store
-        return PunaError(f"{location}: {error}", "install the package of that store, then rerun")
     return PunaError(f"{location}: {error!r}", "check the path or URL and the access to it")
 
 
