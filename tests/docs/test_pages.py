@@ -15,7 +15,10 @@ from tests.conftest import ROOT, SmallDemo
 from tests.docs.markdown import blocks_of, run_page
 
 HOWTOS = sorted((ROOT / "docs/howto").glob("*.md"))
-SHOWN_ONLY = {"deduplicate-by-meaning"}  # needs the weights of an encoder
+SHOWN_ONLY = {
+    "deduplicate-by-meaning",  # needs the weights of an encoder
+    "parallelism",  # needs many processes
+}
 
 
 @pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.stem)
