@@ -290,7 +290,7 @@ def test_wide_vocabularies_use_wider_tokens(
     wide, narrow = TokenShards(tmp_path / "out"), TokenShards(run / "tokens.encode")
     assert (wide.dtype, narrow.dtype) == (np.uint32, np.uint16)
     for source in ("web", "code"):
-        tokens_of = [shards.open("train", source).tokens for shards in (wide, narrow)]
+        tokens_of = [shards.open("train", source).tokens[:] for shards in (wide, narrow)]
         np.testing.assert_array_equal(*tokens_of)
 
 

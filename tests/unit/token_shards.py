@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
+from puna.core.fsio import hash_file
+from puna.tokens.integrity import BlockHasher
 from puna.tokens.loader import PackedLoader
 
 BOS, EOS = 1, 2
@@ -52,3 +55,35 @@ def loader(folder: Path, **changes: Any) -> PackedLoader:
 
 def arrays(batch: Any) -> tuple[np.ndarray, ...]:
     return (batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT, batch.positions_BT)
+
+
+def seal(folder: Path) -> Path:
+    """Add the hashes that ``tokens.encode`` writes."""
+    index = json.loads((folder / "index.json").read_text())
+    for split, sources in index["splits"].items():
+        for source, entry in sources.items():
+            where = folder / split / source
+            hasher, data = BlockHasher(), (where / "tokens.bin").read_bytes()
+            hasher.update(data)
+            np.save(where / "blocks.npy", hasher.finish())
+            entry["xxh3_128"] = xxhash.xxh3_128_hexdigest(data)
+            entry["files"] = {path.name: hash_file(path) for path in where.glob("*.npy")}
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_large_shards(folder: Path, n_tokens: int = 10_000_000, seed: int = 0) -> Path:
+    """One source of 20 MB in documents of about a thousand random tokens, sealed."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(10, 2000, n_tokens // 1000)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    where = folder / "train" / "web"
+    where.mkdir(parents=True)
+    rng.integers(3, 60_000, offsets[-1], dtype=np.uint16).tofile(where / "tokens.bin")
+    np.save(where / "offsets.npy", offsets)
+    np.save(where / "ids.npy", np.array([f"web-{i:06d}" for i in range(len(lengths))], "S32"))
+    np.save(where / "n_bytes.npy", lengths.astype(np.int64))
+    counts = {"n_docs": len(lengths), "n_tokens": int(offsets[-1]), "n_bytes": int(offsets[-1])}
+    index = {"dtype": "uint16", "vocab_size": 60_000, "splits": {"train": {"web": counts}}}
+    (folder / "index.json").write_text(json.dumps(index))
+    return seal(folder)

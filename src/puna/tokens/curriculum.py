@@ -63,7 +63,8 @@ class Curriculum:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Curriculum:
         """Read the JSON values of :meth:`to_json`."""
-        return cls(**{**values, "phases": [Phase(**phase) for phase in values["phases"]]})
+        phases = [Phase(**phase) for phase in values["phases"]]
+        return cls(phases, values["max_epochs"], values["used_up"], values["n_steps"])
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def plan_weights(
         PunaError: Weights that do not fit the sources; phases that are out of order or overlap; a
             source would be read more often than it may be, or all are used up before the end.
     """
-    stretches = [(0, check_weights(weights, n_tokens, where))]
+    stretches: list[tuple[int, Shares]] = [(0, check_weights(weights, n_tokens, where))]
     for number, phase in enumerate(curriculum.phases, 1):
         _check_order(curriculum, number)
         before = stretches[-1][1]

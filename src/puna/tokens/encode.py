@@ -25,6 +25,7 @@ class EncodeConfig(EngineConfig):
     "tokens.encode",
     needs={"documents": "data.compose|tokens.count|data.split", "tokenizer": "tokens.train"},
     resumable=True,
+    schema_version=2,
 )
 def encode_documents(cfg: EncodeConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Tokenise all documents into shards per split and source.

@@ -16,9 +16,11 @@ import numpy as np
 import xxhash
 
 from puna.core.errors import PunaError
-from puna.core.fsio import remove_tree, write_json
+from puna.core.fsio import hash_file, remove_tree, write_json
 from puna.tokens.encode_unit import DOCUMENTS_FILE, Unit
+from puna.tokens.integrity import BlockHasher
 from puna.tokens.shards import (
+    BLOCKS_FILE,
     IDS_FILE,
     INDEX_FILE,
     INDEX_SCHEMA_VERSION,
@@ -166,14 +168,16 @@ def _write_group(
     def chunk(number: int) -> np.ndarray:
         return np.memmap(units[number].chunk / TOKENS_FILE, dtype=dtype, mode="r")
 
-    digest = xxhash.xxh3_128()
+    digest, blocks = xxhash.xxh3_128(), BlockHasher()
     with (folder / TOKENS_FILE).open("wb") as file:
         for number, start, end in _runs(group):
             for first in range(start, end, _BLOCK_TOKENS):
                 block = chunk(number)[first : min(end, first + _BLOCK_TOKENS)].tobytes()
                 digest.update(block)
+                blocks.update(block)
                 file.write(block)
-    entry = {
+    np.save(folder / BLOCKS_FILE, blocks.finish(), allow_pickle=False)
+    entry: dict[str, Any] = {
         "n_docs": len(group.ids),
         "n_tokens": int(offsets[-1]),
         "n_bytes": int(group.n_bytes.sum()),
@@ -182,7 +186,7 @@ def _write_group(
     if (group.repeat != 1).any():  # else the shard is the one of documents without repetition
         np.save(folder / REPEATS_FILE, group.repeat.astype(np.int32), allow_pickle=False)
         entry["n_tokens_read"] = int((group.n_tokens * group.repeat.astype(np.int64)).sum())
-        entry["repeats_xxh3_128"] = xxhash.xxh3_128_hexdigest(group.repeat.astype(np.int32).data)
+    entry["files"] = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
     return entry
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from puna.core.errors import PunaError
 from puna.tokens.documents import document_pieces
 from puna.tokens.loader import BatchSource, is_batch_factory
+from puna.tokens.shards import is_remote
 
 LOADER_FILE = "loader.json"
 SPLIT_STAGE = "data.split"
@@ -62,7 +63,8 @@ def open_source(spec: Mapping[str, Any], near: Path | None = None) -> BatchSourc
                         "use the version of puna (and the plugins) that the run was made with",
                         ) from error  # fmt: skip
     folder = kwargs.get("folder")
-    if near is not None and isinstance(folder, str) and not Path(folder).exists():
+    is_path = isinstance(folder, str) and not is_remote(folder)
+    if near is not None and is_path and not Path(folder).exists():
         kwargs["folder"] = str(_relocate(Path(folder), near))
     return factory(**kwargs)
 

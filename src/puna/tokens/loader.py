@@ -10,10 +10,10 @@ any step, on any number of ranks, with the same tokens.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -21,10 +21,12 @@ from jaxtyping import Int32, Int64
 from puna.core.errors import PunaError
 from puna.tokens.curriculum import Curriculum, plan_weights
 from puna.tokens.mixing import Assignment
-from puna.tokens.packing import SourceStream
-from puna.tokens.shards import TokenShards
+from puna.tokens.packing import Segment, SourceStream
+from puna.tokens.remote import Cache
+from puna.tokens.shards import DamagedTokensError, TokenShards
 
 F = TypeVar("F", bound=Callable[..., Any])
+OnDamage = Literal["stop", "skip"]
 _FACTORY_MARK = "__puna_batch_factory__"
 NO_LABEL = -100
 """Label of a position without loss (the ignored index of PyTorch's cross-entropy)."""
@@ -46,6 +48,26 @@ class Batch:
     labels_BT: Int64[np.ndarray, "B T"]
     doc_ids_BT: Int32[np.ndarray, "B T"]
     positions_BT: Int32[np.ndarray, "B T"]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A document that is not trained on because its tokens are damaged.
+
+    Its places in the rows stay, without labels and unseen by other documents: so all other rows are
+    what they would be, and it does not matter when the damage was found.
+
+    Attributes:
+        source: Its source.
+        document: Its number in the shard.
+        document_id: Its id.
+        why: Where the damage is.
+    """
+
+    source: str
+    document: int
+    document_id: str
+    why: str
 
 
 class BatchSource(Protocol):
@@ -98,6 +120,9 @@ class PackedLoader:
         global_batch: Rows of a step over all ranks, B.
         seed: Decides the order of the documents.
         curriculum: How the weights change over the run, and how often a source may be read.
+        on_damage: ``stop`` raises at a document whose tokens are damaged, ``skip`` leaves it out
+            (see :class:`LeftOut`).
+        cache: Keeps what is downloaded when ``folder`` is a URL.
 
     Raises:
         PunaError: The shards are damaged, the weights do not fit the sources, or a source would be
@@ -106,18 +131,23 @@ class PackedLoader:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         split: str,
         weights: Mapping[str, float] | None,
         seq_len: int,
         global_batch: int,
         seed: int,
         curriculum: Curriculum | None = None,
+        *,
+        on_damage: OnDamage = "stop",
+        cache: Cache | None = None,
     ) -> None:
         for name, value in (("seq_len", seq_len), ("global_batch", global_batch)):
             if value < 1:
                 raise PunaError(f"`{name}` is {value}", f"set `{name}` to 1 or more")
-        self.shards = TokenShards(Path(folder))
+        self.shards = TokenShards(folder, cache)
+        self.on_damage, self.cache = on_damage, cache
+        self._left_out: dict[tuple[str, int], LeftOut] = {}
         self.split, self.seq_len, self.seed = split, seq_len, seed
         self._weights = None if weights is None else dict(weights)
         self._n_rows = global_batch
@@ -163,23 +193,56 @@ class PackedLoader:
         mine = rank_rows(self._n_rows, rank, world)
         source_n, row_n = self._assignment.rows(step * self._n_rows + mine.start, len(mine))
         shape = (len(mine), self.seq_len)
-        tokens_BT = np.empty(shape, np.int64)
-        labels_BT = np.empty(shape, np.int64)
+        tokens_BT = np.zeros(shape, np.int64)
+        labels_BT = np.full(shape, NO_LABEL, np.int64)
         doc_ids_BT = np.empty(shape, np.int32)
         positions_BT = np.empty(shape, np.int32)
-        for i, (source, row) in enumerate(zip(source_n, row_n, strict=True)):
-            stream = self._streams[source]
+        rows = [
+            (self._streams[source], list(self._streams[source].segments(int(row))))
+            for source, row in zip(source_n, row_n, strict=True)
+        ]
+        for stream, segments in rows:
+            stream.shard.fetch(segment.document for segment in segments)
+        for i, (stream, segments) in enumerate(rows):
             at = 0
-            for number, segment in enumerate(stream.segments(int(row))):
-                window, following = stream.tokens(segment)
-                here = slice(at, at + len(window))
-                tokens_BT[i, here] = window
-                labels_BT[i, at : here.stop - 1] = window[1:]
-                labels_BT[i, here.stop - 1] = NO_LABEL if following is None else following
+            for number, segment in enumerate(segments):
+                here = slice(at, at + segment.end - segment.start)
                 doc_ids_BT[i, here] = number
-                positions_BT[i, here] = np.arange(len(window), dtype=np.int32)
+                positions_BT[i, here] = np.arange(here.stop - at, dtype=np.int32)
                 at = here.stop
+                found = self._tokens(stream, segment)
+                if found is not None:
+                    window, following = found
+                    tokens_BT[i, here] = window
+                    labels_BT[i, here.start : at - 1] = window[1:]
+                    labels_BT[i, at - 1] = NO_LABEL if following is None else following
         return Batch(tokens_BT, labels_BT, doc_ids_BT, positions_BT)
+
+    def _tokens(
+        self, stream: SourceStream, segment: Segment
+    ) -> tuple[np.ndarray, int | None] | None:
+        """Return the tokens of a segment; None when its document is left out."""
+        source, document = stream.shard.source, segment.document
+        if (source, document) in self._left_out:
+            return None
+        try:
+            return stream.tokens(segment)
+        except DamagedTokensError as error:
+            if self.on_damage == "stop":
+                raise
+            name = stream.shard.document_id(document)
+            self.leave_out([LeftOut(source, document, name, error.message)])
+            return None
+
+    def leave_out(self, documents: Iterable[LeftOut]) -> None:
+        """Leave documents out from here on: their places are kept, without a label."""
+        for one in documents:
+            self._left_out.setdefault((one.source, one.document), one)
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Documents that are left out because their tokens are damaged, as far as is known."""
+        return list(self._left_out.values())
 
     def lineage(self, step: int) -> list[dict[str, Any]]:
         """Return the documents behind each row of the global batch of a step.
@@ -241,7 +304,7 @@ class PackedLoader:
         return {
             "factory": "puna.tokens.loader:packed_loader",
             "kwargs": {
-                "folder": str(self.shards.folder.resolve()),
+                "folder": self.shards.absolute,
                 "split": self.split,
                 "weights": self._weights,
                 "seq_len": self.seq_len,
@@ -249,6 +312,8 @@ class PackedLoader:
                 "seed": self.seed,
                 "digest": self.shards.digest,
                 "curriculum": self._curriculum.to_json(),
+                "on_damage": self.on_damage,
+                "cache": None if self.cache is None else self.cache.to_json(),
             },
         }
 
@@ -278,6 +343,8 @@ def packed_loader(
     seed: int,
     digest: str | None = None,
     curriculum: dict[str, Any] | None = None,
+    on_damage: OnDamage = "stop",
+    cache: dict[str, Any] | None = None,
 ) -> PackedLoader:
     """Open a loader from JSON values (the factory of training processes).
 
@@ -290,13 +357,16 @@ def packed_loader(
         seed: Decides the order of the documents.
         digest: Digest of the shards that are expected; None accepts any.
         curriculum: See :meth:`puna.tokens.curriculum.Curriculum.of`; None for weights that stay.
+        on_damage: See :class:`PackedLoader`.
+        cache: See :meth:`puna.tokens.remote.Cache.of`; for shards in a store.
 
     Raises:
         PunaError: The shards are damaged or others than expected.
     """
     loader = PackedLoader(
-        Path(folder), split, weights, seq_len, global_batch, seed,
+        folder, split, weights, seq_len, global_batch, seed,
         None if curriculum is None else Curriculum.of(curriculum),
+        on_damage=on_damage, cache=None if cache is None else Cache.of(cache),
     )  # fmt: skip
     if digest is not None and digest != loader.shards.digest:
         raise PunaError(f"the token shards in {folder} have changed since this run used them",

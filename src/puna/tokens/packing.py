@@ -96,11 +96,16 @@ class SourceStream:
             index += 1
 
     def tokens(self, segment: Segment) -> tuple[np.ndarray, int | None]:
-        """Return a segment's tokens and the document's next token (None at its end)."""
-        begin = int(self.shard.offsets[segment.document])
-        window = self.shard.tokens[begin + segment.start : begin + segment.end]
-        more = segment.end < int(self._lengths[segment.document])
-        return window, int(self.shard.tokens[begin + segment.end]) if more else None
+        """Return a segment's tokens and the document's next token (None at its end).
+
+        Raises:
+            DamagedTokensError: Some token of the document, in this segment or not, is not as it was
+                written.
+        """
+        document = self.shard.document(segment.document)
+        more = segment.end < len(document)
+        window = document[segment.start : segment.end]
+        return window, int(document[segment.end]) if more else None
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the documents of an epoch in order, and where each starts in the epoch."""
