@@ -6,6 +6,7 @@ Shapes: B rows of this data-parallel rank, T tokens per row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,10 +24,12 @@ from puna.train.batch import TensorBatch
 from puna.train.config import ParallelConfig
 from puna.train.parallel.context import ContextShare
 from puna.train.parallel.layout import CP, PP, StagePlan, plan_stages
-from puna.train.parallel.pipeline import Pipeline
 from puna.train.parallel.stage import Stage, build_stage
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
+
+if TYPE_CHECKING:
+    from puna.train.parallel.pipeline import Pipeline
 
 
 class ParallelModel:
@@ -60,8 +63,11 @@ class ParallelModel:
             for number in self._plan.of(world.place(PP))
         }
         self._share = ContextShare(world.place(CP), world.layout.cp)
-        self._pipeline = None
+        self._pipeline: Pipeline | None = None
         if self._plan.n_stages > 1:
+            # Half a second to import: PyTorch's schedules bring its compiler.
+            from puna.train.parallel.pipeline import Pipeline
+
             self._pipeline = Pipeline(
                 self.stages, self._plan, parallel.schedule, world,
                 n_micro=n_micro, hidden_shape=self._hidden_shape(seq_len),
