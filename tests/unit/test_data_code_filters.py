@@ -1,6 +1,7 @@
 """Filters of code, notebooks, questions and dirty words, on texts that fail and pass."""
 
 import re
+import time
 import warnings
 from itertools import pairwise
 
@@ -20,6 +21,7 @@ from puna.data.filters.profiles import PROFILES
 from puna.data.filters.questions import Questions
 from puna.data.filters.rules import FilterKernel, Rules, SourceRules
 from puna.data.filters.starcoder import StarCoder2, encoded_chars, visible_chars
+from puna.data.filters.starcoder1 import StarCoder, shown_chars
 from puna.data.trial import try_filters
 
 APACHE = """Licensed under the Apache License, Version 2.0 (the "License");
@@ -73,7 +75,13 @@ def test_language_of_a_file(path, text, language):
      ("json", '{"a": [1, 2]}', '{"a": 1,}', "Illegal trailing comma|Expecting property"),
      ("json", "[]", "[" * 100_000, "nested too deeply"),
      ("toml", "a = 1\n[b]\n", "a = \n", "Invalid value"),
-     ("xml", "<a><b/></a>", "<a><b></a>", "mismatched tag")],
+     ("xml", "<a><b/></a>", "<a><b></a>", "mismatched tag"),
+     ("yaml", "a: &x [1, *x]\n---\nb: !Ref c\n", "a: b: c\n", "^line 1: mapping values"),
+     ("yaml", "a: b", "a: &x 1\n---\nb: *x\n", r"^line 3: the alias \*x"),
+     ("yaml", "# only a comment\n", "a: \0", "unacceptable character"),
+     ("yaml", "a:\n- b\n", "{{- if .x }}\na: 1\n", "^line 1"),
+     *(("yaml", "a", "".join(deep), "nested too deeply")
+       for deep in ("[" * 400_000, "- " * 400_000, "[{" * 200_000, "? " * 400_000))],
 )  # fmt: skip
 def test_files_parse_or_not_and_nothing_is_printed(language, good, bad, message, capfd):
     with warnings.catch_warnings():
@@ -97,6 +105,14 @@ def test_entities_do_not_grow_without_bound():
     entities = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise(names))
     bomb = f'<!DOCTYPE x [<!ENTITY a "{"x" * 1000}">{entities}]><x>&j;</x>'
     assert error_of("xml", bomb) is not None
+
+
+def test_aliases_of_yaml_do_not_grow():
+    tens = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 60))
+    merged = "".join(f"b{i}: &b{i}\n  <<: [*b{i - 1}, *b{i - 1}]\n" for i in range(1, 60))
+    start_s = time.monotonic()
+    assert error_of("yaml", f"a0: &a0 [x]\n{tens}b0: &b0 {{k: v}}\n{merged}") is None
+    assert time.monotonic() - start_s < 2
 
 
 @pytest.mark.parametrize(
@@ -228,6 +244,65 @@ def test_encoded_data_and_visible_text():
     assert encoded_chars("0xff," * 8 + "x") == (40, 40)
     assert encoded_chars("\\u00e9" * 8) == (48, 48)
     assert visible_chars("<p>a <b>b</b></p><!-- c --><script>d</script  >\n e") == 5
+
+
+LINED = HTML.replace("a{b:c}", "a{b:c}\n")
+WORDS = "key of the llama: value of the puna\n"
+DATA_TEXT = '{"name": "llama", "lives": "on the high plain of the Andes"}\n'
+CASES_1 = [
+    ("extension", CODE, "a.frx", 1, {}, (CODE, "a.py")),
+    ("longest_line", "ab\n" * 20 + "a" * 1001, "a.c", 1001, {}, ("ab\n" * 20 + "a" * 1001, "a.md")),
+    ("mean_line", "abc" * 40 + "\n", "a.c", 120, {}, ("abc" * 40 + "\n", "a.tex")),
+    ("alnum", "..;;1 + \n" * 9, "a.c", 1 / 9, {}, ("..;;1 + \n" * 9, "a.sas")),
+    ("alpha", "1234, a5\n" * 9, "a.vhd", 1 / 9, {}, ("1234, a5\n" * 9, "a.c")),
+    ("data_alpha", '{"a": 11, "b": 2222}\n' * 4, "a.json", 2 / 21, {}, (DATA_TEXT, "a.json")),
+    ("xml", '\n<?xml version="1.0"?><a/>', "a.ts", 1, {}, ('<?xml version="1.0"?><a/>', "a.xsl")),
+    ("xml", " " * 86 + "<?xml version=" + PROSE * 9, "a.sld", 1, {},
+     (" " * 87 + "<?xml version=" + PROSE * 9, "a.sld")),
+    ("visible_chars", "<p>hello</p>", "a.html", 5, {}, (LINED, "a.html")),
+    ("visible_share", LINED.replace("a{b:c}\n", "a{b:c}\n" * 60), "a.html", None, {}, (LINED, "a.htm")),
+    ("small", "key: value\n" * 4, "a.yml", 44, {}, (WORDS * 2, "a.yml")),
+    ("large", WORDS * 150, "a.yaml", 5400, {}, (WORDS * 100, "a.yaml")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "path", "value", "options", "good"), CASES_1)
+def test_starcoders_rules(name, text, path, value, options, good):
+    reason, measured, _ = verdict(StarCoder(**options), text, path)
+    assert reason == f"starcoder.{name}"
+    if value is not None:
+        assert measured == pytest.approx(value)
+    assert verdict(StarCoder(**options), *good)[0] is None
+
+
+def test_every_reason_of_starcoder_has_a_case():
+    assert {f"starcoder.{case[0]}" for case in CASES_1} == set(StarCoder.reasons)
+    assert "starcoder" in PROFILES
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("aé1 _.;\n"), min_size=1, max_size=400),
+       st.sampled_from(["json", "yaml", "py", "md", "vhd", "sas"]))  # fmt: skip
+def test_starcoders_numbers_are_those_of_the_published_definitions(text, extension):
+    lengths = [len(line) for line in text.splitlines()]
+    n_letters, n_alnum = sum(map(str.isalpha, text)), sum(map(str.isalnum, text))
+    is_data = extension in ("json", "yaml")
+    limited = extension in ("py", "vhd", "sas", "yaml")
+    good = not (limited and (max(lengths) > 1000 or sum(lengths) / len(lengths) > 100))
+    good = good and (extension == "sas" or n_alnum / len(text) >= 0.25)
+    least = {"json": 0.5, "yaml": 0.5, "vhd": 0.25}.get(extension, 0)
+    good = good and n_letters >= least * len(text)
+    good = good and (not is_data or 50 <= len(text) <= 5000)
+    assert (verdict(StarCoder(), text, f"a.{extension}")[0] is None) == good
+
+
+def test_markup_is_left_out_in_linear_time():
+    assert shown_chars("<!DOCTYPE html><p>a &amp;\n<b>b</b><!-- c --><STYLE>d</style>") == 5
+    for bad in ("<script", "<!--", "<", "<script>", "<!-- ", "<a "):
+        start_s = time.monotonic()
+        shown_chars(bad * 200_000)
+        visible_chars(bad * 200_000)
+        assert time.monotonic() - start_s < 5, bad
 
 
 NOTEBOOK = """In [1]:

@@ -1,4 +1,4 @@
-"""Does a file parse? Python, JSON, TOML and XML by their parsers, others by their brackets."""
+"""Does a file parse? Python, JSON, TOML, XML, YAML by their parsers, others by their brackets."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ _TOKEN = re.compile(
     r"|[(){}\[\]]",
     re.DOTALL,
 )
+_MAX_YAML_DEPTH = 200
+"""Collections in each other (ours)."""
 _CLOSES = {")": "(", "]": "[", "}": "{"}
 
 
@@ -56,8 +58,40 @@ def _xml(text: str) -> None:
     parser.Parse(text.encode(), True)
 
 
+def _yaml(text: str) -> None:
+    """Read the events of libyaml's parser: nothing is built, so no alias is ever expanded.
+
+    Building even the tree of nodes recurses in C, and ends the process at some depth; nested
+    brackets cost quadratic time. Hence the limit on the depth.
+    """
+    import yaml
+
+    depth = 0
+    anchors: set[str] = set()
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.DocumentStartEvent):
+            anchors.clear()
+        if isinstance(event, yaml.AliasEvent) and event.anchor not in anchors:
+            line = event.start_mark.line + 1
+            raise ValueError(f"line {line}: the alias *{event.anchor} has no anchor before it")
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            anchors.add(event.anchor)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_YAML_DEPTH:
+            raise RecursionError
+
+
+def _yaml_error(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    what = str(problem or error).partition("\n")[0]
+    return what if mark is None else f"line {mark.line + 1}: {what}"
+
+
 _PARSERS: dict[str, Callable[[str], object]] = {
-    "python": _python, "json": json.loads, "toml": tomllib.loads, "xml": _xml,
+    "python": _python, "json": json.loads, "toml": tomllib.loads, "xml": _xml, "yaml": _yaml,
 }  # fmt: skip
 
 
@@ -65,7 +99,7 @@ def error_of(language: str, text: str) -> str | None:
     """Parse a text without running anything; return what is wrong, None if nothing.
 
     Args:
-        language: ``python``, ``json``, ``toml`` or ``xml``.
+        language: ``python``, ``json``, ``toml``, ``xml`` or ``yaml``.
         text: UTF-8, a byte order mark is ignored.
     """
     try:
@@ -78,6 +112,12 @@ def error_of(language: str, text: str) -> str | None:
         return str(error).partition("\n")[0]
     except (RecursionError, MemoryError):
         return "nested too deeply for the parser"
+    except Exception as error:
+        import yaml
+
+        if not isinstance(error, yaml.YAMLError):
+            raise
+        return _yaml_error(error)
     return None
 
 
@@ -93,8 +133,9 @@ class CodeSyntax(FilterConfig):
         "code_syntax.unparsed": "the parser of the language finds an error (the detail says which)",
         "code_syntax.unbalanced": "more brackets than `max_unbalanced` have no partner",
     }
-    languages: tuple[str, ...] = ("python", "json", "toml", "xml")
-    """Languages that are parsed: of `python`, `json`, `toml`, `xml`."""
+    languages: tuple[str, ...] = ("python", "json", "toml", "xml", "yaml")
+    """Languages that are parsed: of `python`, `json`, `toml`, `xml`, `yaml` (templates that only
+    become YAML, such as those of Helm, fail)."""
     braced: tuple[str, ...] = _BRACED
     """Languages of which brackets are matched, outside of comments and strings."""
     max_unbalanced: int = Field(default=2, ge=0)

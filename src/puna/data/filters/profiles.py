@@ -8,9 +8,10 @@ with checks of ours for broken encodings, data and licence texts.
 spaCy's English tokenizer; ``fineweb-pipeline``: all of them in FineWeb's order, in which lines need
 no full stop (Penedo et al. 2024). ``dolma``: Gopher's rules as dolma applies them.
 ``refinedweb``: RefinedWeb's rules and line cutting as dclm has them. ``redpajama``: RedPajama-V2's
-signals with the limits of its card. ``starcoder2``: The Stack v2's rules for files.
-``source-code``: licence headers cut, then ``code`` and whether files parse (ours). ``notebook``,
-``questions``: cleaning of these kinds of text (ours). ``dirty-words``: Llama 3's count.
+signals with the limits of its card. ``starcoder``: StarCoder's rules for files, ``starcoder2``:
+those of The Stack v2. ``source-code``: licence headers cut, then ``code`` and whether files parse
+(ours). ``notebook``, ``questions``: cleaning of these kinds of text (ours). ``dirty-words``: Llama
+3's count.
 Cheap checks come first; the order decides which reason a document with several faults gets.
 """
 
@@ -32,6 +33,7 @@ from puna.data.filters.questions import Questions
 from puna.data.filters.redpajama import RedPajama
 from puna.data.filters.refinedweb import RefinedWeb
 from puna.data.filters.starcoder import StarCoder2
+from puna.data.filters.starcoder1 import StarCoder
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ for _name, _filters in (
     ("dolma", (DolmaGopher(),)),
     ("refinedweb", (RefinedWeb(),)),
     ("redpajama", (RedPajama(),)),
+    ("starcoder", (StarCoder(),)),
     ("starcoder2", (StarCoder2(),)),
     ("source-code", (LicenceHeader(), *PROFILES.get("code").filters, CodeSyntax())),
     ("notebook", (Notebook(),)),

@@ -1,7 +1,8 @@
 """The Stack v2's filters of files, by language (StarCoder2, Lozhkov et al. 2024, section 3.2).
 
 No code of these filters is published; this follows the text of the paper. The programming language
-is known by the file's extension or first line, where the paper asks go-enry.
+is known by the file's extension or first line, where the paper asks go-enry. What StarCoder did
+before is in :mod:`puna.data.filters.starcoder1`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from puna.data.filters.base import FilterConfig, Finding, above, below, register, share
 from puna.data.filters.batch import TextBatch
+from puna.data.filters.markup import without_markup
 
 ENCODED: tuple[re.Pattern[str], ...] = (
     re.compile(r"[a-zA-Z0-9+/\n=]{64,}"),
@@ -33,14 +35,12 @@ GENERATED = (
 GENERATED_LINES = 5
 """Lines at the top in which these phrases are looked for."""
 _TEXT_NAMES = frozenset(("readme", "notes", "todo", "description", "cmakelists"))
-_MARKUP = re.compile(
-    r"<!--.*?-->|<(script|style|template|noscript)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE
-)
+_HIDDEN = frozenset(("script", "style", "template", "noscript"))
 
 
 def visible_chars(html: str) -> int:
     """Count the characters of a page that are shown, runs of white space as one."""
-    return len(" ".join(_MARKUP.sub(" ", html).split()))
+    return len(" ".join(without_markup(html, _HIDDEN, " ").split()))
 
 
 def encoded_chars(text: str) -> tuple[int, int]:
