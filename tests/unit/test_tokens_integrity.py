@@ -92,7 +92,7 @@ def test_skipping_leaves_out_whole_documents_and_changes_nothing_else(
     hit = {f"web-{i:06d}" for i in documents_of(large, 2)}
     one = large_loader(large, on_damage="skip")
     assert one.left_out == []
-    for step in range(100):
+    for step in range(130):
         batch, good = one.batch(step, 0, 1), whole.batch(step, 0, 1)
         tokens, labels = good.tokens_BT.copy(), good.labels_BT.copy()
         for i, row in enumerate(one.lineage(step)):

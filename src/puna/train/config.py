@@ -178,6 +178,8 @@ class TrainingConfig(Config):
     """Detection and restart."""
     fault: Execution[FaultConfig | None] = None
     """A fault on purpose; none when absent."""
+    prefetch: Execution[int] = Field(default=2, ge=0)
+    """Batches that a thread makes ahead, downloads included; 0 makes each when it is needed."""
     log_every: Execution[int] = Field(default=1, ge=1)
     """Steps between two `train.step` events in the ledger."""
 

@@ -14,9 +14,9 @@ from puna.model.accounting import account
 from puna.model.formats.checkpoint import open_checkpoint
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
-from puna.train.batch import TensorBatch
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.export import export_model
+from puna.train.feed import BatchFeed
 from puna.train.metrics import StepMeter, peak_flops
 from puna.train.optim import make_optimizer, restore_copies, set_lr, state_tensors
 from puna.train.parallel.model import ParallelModel
@@ -83,27 +83,28 @@ def train(
     planned = PlannedFault(fault.rank, fault.step, fault.what) if fault and fault.enabled else None
     injector = FaultInjector(planned, world.rank, spec.job, events)
 
-    for step in range(first_step, cfg.n_steps):
-        heart.beat("step", step)
-        meter.begin()
-        torch.manual_seed(_mix_seed(cfg.seed, step, world.rank))
-        lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
-        batch = TensorBatch.of(source.batch(step, world.data_rank, world.layout.data), world.device)
-        loss = model.forward_backward(batch)
-        injector.at(step)
-        grad_norm = model.clip_gradients(cfg.clip_norm)
-        check_finite(step, loss, grad_norm, lr)
-        set_lr(optimizer, lr)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        meter.end(step, loss=loss, lr=lr, grad_norm=grad_norm)
-        if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == cfg.n_steps:
-            meter.flush()
-            heart.beat("save", step + 1)
-            store.save(
-                step + 1, tensors, dtype=precision.name, attempt=attempt,
-                final=step + 1 == cfg.n_steps,
-            )  # fmt: skip
+    with BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed:
+        for step in range(first_step, cfg.n_steps):
+            heart.beat("step", step)
+            meter.begin()
+            torch.manual_seed(_mix_seed(cfg.seed, step, world.rank))
+            lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
+            batch = feed.get(step)
+            loss = model.forward_backward(batch)
+            injector.at(step)
+            grad_norm = model.clip_gradients(cfg.clip_norm)
+            check_finite(step, loss, grad_norm, lr)
+            set_lr(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            meter.end(step, loss=loss, lr=lr, grad_norm=grad_norm, data_s=feed.waited_s)
+            if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == cfg.n_steps:
+                meter.flush()
+                heart.beat("save", step + 1)
+                store.save(
+                    step + 1, tensors, dtype=precision.name, attempt=attempt,
+                    final=step + 1 == cfg.n_steps,
+                )  # fmt: skip
     heart.beat("save", cfg.n_steps)
     export_model(spec, store, world)
     heart.beat("done", cfg.n_steps)

@@ -115,14 +115,16 @@ class StepMeter:
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         self.peak_flops = peak_flops
         self._begin_s = 0.0
-        self._n_steps, self._seconds = 0, 0.0
+        self._n_steps, self._seconds, self._data_s = 0, 0.0, 0.0
         self._last: dict[str, Any] = {}
 
     def begin(self) -> None:
         """A step begins."""
         self._begin_s = time.perf_counter()
 
-    def end(self, step: int, *, loss: float, lr: float, grad_norm: float) -> None:
+    def end(
+        self, step: int, *, loss: float, lr: float, grad_norm: float, data_s: float = 0.0
+    ) -> None:
         """A step is done.
 
         Args:
@@ -130,10 +132,12 @@ class StepMeter:
             loss: Mean over the labelled tokens of the global batch, in nats.
             lr: Learning rate.
             grad_norm: Before clipping.
+            data_s: What this rank waited for its batch (the event has rank 0's mean per step).
         """
         synchronize(self._world.device)
         self._n_steps += 1
         self._seconds += time.perf_counter() - self._begin_s
+        self._data_s += data_s
         self._last = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         if self._n_steps >= self._log_every:
             self.flush()
@@ -146,7 +150,8 @@ class StepMeter:
             self._events.emit(
                 "train.step", attempt=self._attempt, n_steps=self._n_steps, **self._last,
                 tokens=self.tokens_per_step * self._n_steps, step_s=step_s,
+                data_s=self._data_s / self._n_steps,
                 tokens_per_s=tokens_per_s,
                 mfu=tokens_per_s * self.flops_per_token / self.peak_flops,
             )  # fmt: skip
-        self._n_steps, self._seconds = 0, 0.0
+        self._n_steps, self._seconds, self._data_s = 0, 0.0, 0.0
