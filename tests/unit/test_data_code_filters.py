@@ -260,7 +260,8 @@ CASES_1 = [
     ("xml", " " * 86 + "<?xml version=" + PROSE * 9, "a.sld", 1, {},
      (" " * 87 + "<?xml version=" + PROSE * 9, "a.sld")),
     ("visible_chars", "<p>hello</p>", "a.html", 5, {}, (LINED, "a.html")),
-    ("visible_share", LINED.replace("a{b:c}\n", "a{b:c}\n" * 60), "a.html", None, {}, (LINED, "a.htm")),
+    ("visible_share", LINED.replace("a{b:c}\n", "a{b:c}\n" * 60), "a.html", None, {},
+     (LINED, "a.htm")),
     ("small", "key: value\n" * 4, "a.yml", 44, {}, (WORDS * 2, "a.yml")),
     ("large", WORDS * 150, "a.yaml", 5400, {}, (WORDS * 100, "a.yaml")),
 ]  # fmt: skip
