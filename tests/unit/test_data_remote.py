@@ -186,6 +186,19 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(web):
             file.read()
 
 
+def test_a_page_of_links_is_a_folder_and_a_query_is_no_pattern(web):
+    links = "".join(f'<a href="{name}">x</a>' for name in ("b.jsonl", "a.jsonl", "c.txt"))
+    web.files["/in/"] = links.encode()
+    for name in ("a", "b"):
+        web.files[f"/in/{name}.jsonl"] = b'{"text": "%s"}\n' % name.encode()
+    web.files["/in/c.txt"] = b"c"
+    config = FilesConfig(name="web", paths=(f"{web.url}/in/",))
+    assert [item.path for item in list_source(config)] == ["a.jsonl", "b.jsonl", "c.txt"]
+    assert texts_of(f"{web.url}/in/*.jsonl") == ["a", "b"]
+    web.files["/get?name=a"] = b'{"text": "asked"}\n'
+    assert texts_of(f"{web.url}/get?name=a", format="jsonl") == ["asked"]
+
+
 def test_places_in_a_remote_file(web):
     web.files["/a"] = LINES
     for web.ranges in (True, False):

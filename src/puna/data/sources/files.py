@@ -17,7 +17,7 @@ from puna.data.readers.jsonl import Fields
 from puna.data.readers.records import BadRecord, RawRecord
 from puna.data.sources.base import SourceConfig, WorkItem, register_source
 from puna.data.sources.open_files import opened, unreadable
-from puna.data.sources.remote import StorageOptions, is_remote, list_remote
+from puna.data.sources.remote import WEB, StorageOptions, is_remote, list_remote
 from puna.data.sources.select import compile_pattern, fixed_prefix, has_pattern
 from puna.data.sources.walk import VCS_FOLDERS, logical, walk_files
 
@@ -118,8 +118,11 @@ class Files:
         root = self._config.root
         if root is not None and not is_remote(path) and not os.path.isabs(path):
             path = f"{root.rstrip('/')}/{path}"
-        is_pattern = has_pattern(path) and not os.path.exists(path)
+        is_query = path.startswith(WEB) and "?" in path  # an address, not a pattern
+        is_pattern = has_pattern(path) and not is_query and not os.path.exists(path)
         base = fixed_prefix(path) if is_pattern else path
+        if is_pattern and base.startswith(WEB):
+            base += "/"  # the page that lists the files
         pattern = compile_pattern(path) if is_pattern else None
         listing = self._list_remote(base) if is_remote(path) else _list_local(base, pattern is None)
         top = root.rstrip("/") if root is not None else None

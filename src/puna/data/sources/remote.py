@@ -30,7 +30,7 @@ _EXTRAS = {
     "s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"),
     "hf": ("huggingface_hub", "hf"), "http": ("aiohttp", "http"), "https": ("aiohttp", "http"),
 }  # fmt: skip
-_WEB = ("http://", "https://")
+WEB = ("http://", "https://")
 _SECRET_WORDS = ("key", "secret", "token", "password", "credential", "authorization", "cookie")
 _NO_SECRETS = (None, "", "anon", "cloud", "google_default", False, True)
 _PASSING_STATUSES = (408, 425, 429)
@@ -102,7 +102,7 @@ def list_remote(location: str, options: dict[str, Any]) -> Iterator[tuple[str, i
 
     def find() -> dict[str, dict[str, Any]]:
         fs.invalidate_cache()
-        if location.startswith(_WEB) and not location.endswith("/"):
+        if location.startswith(WEB) and not location.endswith("/"):
             return {inner: fs.info(inner)}
         found = fs.find(inner, detail=True)
         found = {name: info or fs.info(name) for name, info in found.items()}
@@ -241,7 +241,7 @@ class _RemoteFile(io.RawIOBase):
 
     def _how(self) -> dict[str, Any]:
         """Return options of opening: how much is asked for at once."""
-        if not self._location.startswith(_WEB):
+        if not self._location.startswith(WEB):
             return {}
         self._is_stream = self._is_stream or not self._size
         # A server may be allowed to compress on the way, and then its sizes are wrong.
@@ -260,7 +260,7 @@ class _RemoteFile(io.RawIOBase):
             if not data and self._size is not None and self._at < self._size:
                 raise EOFError(f"the transfer ended at byte {self._at:,} of {self._size:,}")
         except ValueError as error:
-            if self._is_stream or not self._location.startswith(_WEB):
+            if self._is_stream or not self._location.startswith(WEB):
                 raise
             self._drop()
             self._is_stream = True  # fsspec: "the server doesn't support range requests"
