@@ -31,6 +31,7 @@ STAGE_MODULES = (
     "puna.tokens.count",
     "puna.data.compose",
     "puna.tokens.encode",
+    "puna.tokens.import_stage",
     "puna.train.stage",
     "puna.post.pairs",
     "puna.post.sft",

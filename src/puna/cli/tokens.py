@@ -101,6 +101,28 @@ def compare(
         click.echo(f"picture: {picture}")
 
 
+@tokens.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--split", "splits", multiple=True, help="Only this split; may be given twice.")
+@click.option("--dtype", type=click.Choice(["uint16", "int32", "int64"]),
+              help="Type of the ids; else that of imported files, else Megatron's choice for the "
+              "vocabulary.")  # fmt: skip
+def export(shards: Path, out: Path, splits: tuple[str, ...], dtype: str | None) -> None:
+    """Write the token SHARDS of tokens.encode as Megatron-LM's .bin and .idx files into OUT.
+
+    Each source and split gets OUT/SOURCE-SPLIT.bin and .idx. The stage `tokens.import` reads them.
+    """
+    from puna.core.units import format_count
+    from puna.tokens.export import export_megatron
+
+    for one in export_megatron(shards, out, list(splits) or None, dtype):
+        click.echo(
+            f"{one.prefix}.bin, .idx: {format_count(one.n_docs)} documents, "
+            f"{format_count(one.n_tokens)} tokens, {one.dtype}"
+        )
+
+
 def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not equals or not name or not path:

@@ -89,8 +89,8 @@ class TextSet:
 @stage(
     "eval.bpb",
     needs={
-        "tokens": "tokens.encode",
-        "tokenizer": "tokens.train",
+        "tokens": "tokens.encode|tokens.import",
+        "tokenizer": "tokens.train|tokens.import",
         "model": "train.pretrain",
         "tuned?": "post.sft",
         "pairs?": "post.pairs",

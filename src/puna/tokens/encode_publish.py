@@ -6,7 +6,7 @@ what was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,17 +16,12 @@ import numpy as np
 import xxhash
 
 from puna.core.errors import PunaError
-from puna.core.fsio import hash_file, remove_tree, write_json
+from puna.core.fsio import remove_tree, write_json
 from puna.tokens.encode_unit import DOCUMENTS_FILE, Unit
-from puna.tokens.integrity import BlockHasher
+from puna.tokens.shard_files import write_shard
 from puna.tokens.shards import (
-    BLOCKS_FILE,
-    IDS_FILE,
     INDEX_FILE,
     INDEX_SCHEMA_VERSION,
-    N_BYTES_FILE,
-    OFFSETS_FILE,
-    REPEATS_FILE,
     SPLITS,
     TOKENS_FILE,
     TokenShards,
@@ -158,36 +153,17 @@ def _write_group(
     group: _Group, units: Sequence[Unit], dtype: np.dtype[Any], folder: Path
 ) -> dict[str, Any]:
     """Write the shard of a split and source; return its entry of the index."""
-    folder.mkdir(parents=True)
-    offsets = np.concatenate([[0], np.cumsum(group.n_tokens)]).astype(np.int64)
-    np.save(folder / OFFSETS_FILE, offsets, allow_pickle=False)
-    np.save(folder / IDS_FILE, group.ids, allow_pickle=False)
-    np.save(folder / N_BYTES_FILE, group.n_bytes.astype(np.int64), allow_pickle=False)
 
     @lru_cache(_OPEN_CHUNKS)
     def chunk(number: int) -> np.ndarray:
         return np.memmap(units[number].chunk / TOKENS_FILE, dtype=dtype, mode="r")
 
-    digest, blocks = xxhash.xxh3_128(), BlockHasher()
-    with (folder / TOKENS_FILE).open("wb") as file:
+    def blocks() -> Iterator[np.ndarray]:
         for number, start, end in _runs(group):
             for first in range(start, end, _BLOCK_TOKENS):
-                block = chunk(number)[first : min(end, first + _BLOCK_TOKENS)].tobytes()
-                digest.update(block)
-                blocks.update(block)
-                file.write(block)
-    np.save(folder / BLOCKS_FILE, blocks.finish(), allow_pickle=False)
-    entry: dict[str, Any] = {
-        "n_docs": len(group.ids),
-        "n_tokens": int(offsets[-1]),
-        "n_bytes": int(group.n_bytes.sum()),
-        "xxh3_128": digest.hexdigest(),
-    }
-    if (group.repeat != 1).any():  # else the shard is the one of documents without repetition
-        np.save(folder / REPEATS_FILE, group.repeat.astype(np.int32), allow_pickle=False)
-        entry["n_tokens_read"] = int((group.n_tokens * group.repeat.astype(np.int64)).sum())
-    entry["files"] = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
-    return entry
+                yield chunk(number)[first : min(end, first + _BLOCK_TOKENS)]
+
+    return write_shard(folder, blocks(), group.n_tokens, group.ids, group.n_bytes, group.repeat)
 
 
 def _runs(group: _Group) -> Iterable[tuple[int, int, int]]:

@@ -124,8 +124,16 @@ class SourceShard:
         Raises:
             DamagedTokensError: They are not those that were written.
         """
+        return self.read(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Return tokens by their places in the shard.
+
+        Raises:
+            DamagedTokensError: They are not those that were written.
+        """
         try:
-            return self.tokens[int(self.offsets[index]) : int(self.offsets[index + 1])]
+            return self.tokens[start:end]
         except DamagedBlocksError as error:
             raise self._damaged(error) from error
 
