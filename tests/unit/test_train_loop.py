@@ -20,6 +20,7 @@ from puna.model.formats.load import load_model
 from puna.model.llama import Llama
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.tokens.loader import NO_LABEL, Batch
+from puna.train.checkpoint import dcp as dcp_module
 from puna.train.checkpoint import store as store_module
 from puna.train.checkpoint.manifest import (
     DamagedCheckpointError,
@@ -277,7 +278,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_good_checkpoint(
     run_until(spec, 3, monkeypatch)
     with monkeypatch.context() as patch:
         if where == "write":
-            patch.setattr(store_module.HuggingFaceStorageWriter, "write_data", full_disk)
+            patch.setattr(dcp_module.HuggingFaceStorageWriter, "write_data", full_disk)
         else:
             patch.setattr(store_module, "seal", full_disk)
         with pytest.raises(PunaError, match=r"checkpoint of step 4 .*disk is full") as caught:

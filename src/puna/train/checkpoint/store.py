@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
 
 from puna.core.errors import PunaError, explain_environment_error
 from puna.core.fsio import commit_dir, remove_tree
@@ -34,6 +28,9 @@ from puna.train.checkpoint.manifest import (
     verify,
 )
 from puna.train.parallel.world import World
+
+if TYPE_CHECKING:
+    from puna.train.checkpoint import dcp
 
 _PARTIAL = ".partial"
 
@@ -88,13 +85,15 @@ class CheckpointStore:
         """
         if self._saved == step:
             return
+        from puna.train.checkpoint import dcp  # imported late: see the module
+
         start_s = time.monotonic()
         partial = self._folder / f".{step_dir(self._folder, step).name}.{attempt}{_PARTIAL}"
         problem: PunaError | None = None
         manifest: Manifest | None = None
         try:
-            self._write(partial, tensors)
-        except CheckpointException as error:  # a BaseException; every rank gets the same one
+            dcp.write(partial, tensors, no_dist=self._world.mesh is None)
+        except dcp.CheckpointException as error:  # a BaseException; every rank gets the same one
             problem = _explain(error, partial)
         if problem is None and self._world.rank == 0:
             try:
@@ -136,9 +135,9 @@ class CheckpointStore:
 
     def read_whole(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Load full tensors from a checkpoint, on one rank alone."""
-        reader = HuggingFaceStorageReader(str(step_dir(self._folder, step)))
-        with _knowing_that_one_rank_is_alone():
-            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+        from puna.train.checkpoint import dcp  # imported late: see the module
+
+        dcp.read(step_dir(self._folder, step), tensors, no_dist=True)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> Manifest | None:
         """Load the newest checkpoint that is whole; a damaged one is removed and named.
@@ -168,9 +167,14 @@ class CheckpointStore:
                     "configuration",
                     f"remove the folder {self._folder}, or undo the change of the configuration",
                 )
+            from puna.train.checkpoint import dcp
+
             try:
-                self._read(step_dir(self._folder, manifest.step), tensors)
-            except CheckpointException as error:  # hashes fit, and yet DCP cannot read it
+                dcp.read(
+                    step_dir(self._folder, manifest.step), tensors,
+                    no_dist=self._world.mesh is None,
+                )  # fmt: skip
+            except dcp.CheckpointException as error:  # hashes fit, and yet DCP cannot read it
                 if self._world.rank == 0:
                     self._discard(manifest.step, str(error).splitlines()[0])
                 continue
@@ -193,27 +197,8 @@ class CheckpointStore:
         for step in list_steps(self._folder)[self._keep :]:
             remove_tree(step_dir(self._folder, step))
 
-    def _write(self, partial: Path, tensors: Mapping[str, Tensor]) -> None:
-        partial.mkdir(parents=True, exist_ok=True)
-        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        with _knowing_that_one_rank_is_alone():
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=self._world.mesh is None)
 
-    def _read(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        reader = HuggingFaceStorageReader(str(folder))
-        with _knowing_that_one_rank_is_alone():
-            dcp.load(dict(tensors), storage_reader=reader, no_dist=self._world.mesh is None)
-
-
-@contextlib.contextmanager
-def _knowing_that_one_rank_is_alone() -> Iterator[None]:
-    """DCP warns that it takes a world of one, also when it was told so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
-
-
-def _explain(error: CheckpointException, partial: Path) -> PunaError:
+def _explain(error: dcp.CheckpointException, partial: Path) -> PunaError:
     for rank, (cause, _) in sorted(error.failures.items()):
         explained = explain_environment_error(cause, partial)
         if explained is not None:
