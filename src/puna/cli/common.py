@@ -28,6 +28,7 @@ STAGE_MODULES = (
     "puna.data.decontaminate",
     "puna.data.split",
     "puna.tokens.train",
+    "puna.tokens.use",
     "puna.tokens.count",
     "puna.data.compose",
     "puna.tokens.encode",

@@ -71,7 +71,9 @@ def _print_row(entry: dict[str, Any]) -> None:
 def _tokenizer(run: Path) -> Tokenizer:
     from puna.tokens.tokenizer import load_tokenizer
 
-    return load_tokenizer(run / "tokens.train")
+    made_by = ("tokens.train", "tokens.use", "tokens.import")
+    folders = [run / name for name in made_by if (run / name).is_dir()]
+    return load_tokenizer(folders[0] if folders else run / made_by[0])
 
 
 def _excerpt(tokenizer: Tokenizer, text: str, segment: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ class TextSet:
     "eval.bpb",
     needs={
         "tokens": "tokens.encode|tokens.import",
-        "tokenizer": "tokens.train|tokens.import",
+        "tokenizer": "tokens.train|tokens.use|tokens.import",
         "model": "train.pretrain",
         "tuned?": "post.sft",
         "pairs?": "post.pairs",

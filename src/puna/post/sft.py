@@ -68,7 +68,11 @@ class SftConfig(TrainingConfig):
 
 @stage(
     "post.sft",
-    needs={"pairs": "post.pairs", "model": "train.pretrain", "tokenizer": "tokens.train"},
+    needs={
+        "pairs": "post.pairs",
+        "model": "train.pretrain",
+        "tokenizer": "tokens.train|tokens.use|tokens.import",
+    },
     resumable=True,
 )
 def fine_tune(cfg: SftConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:

@@ -77,7 +77,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 @stage(
     "tokens.count",
-    needs={"documents": "data.split", "tokenizer": "tokens.train"},
+    needs={"documents": "data.split", "tokenizer": "tokens.train|tokens.use"},
     resumable=True,
 )
 def count_tokens(cfg: CountConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:

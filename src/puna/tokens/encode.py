@@ -23,7 +23,10 @@ class EncodeConfig(EngineConfig):
 
 @stage(
     "tokens.encode",
-    needs={"documents": "data.compose|tokens.count|data.split", "tokenizer": "tokens.train"},
+    needs={
+        "documents": "data.compose|tokens.count|data.split",
+        "tokenizer": "tokens.train|tokens.use",
+    },
     resumable=True,
     schema_version=2,
 )

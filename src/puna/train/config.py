@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from puna.core.config import Config, Execution, Seed
 from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
+from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
 
 
 class AdamWConfig(Config):
@@ -278,10 +279,24 @@ class PhaseConfig(Config):
 
 
 class PretrainConfig(TrainingConfig):
-    """Pretraining from random weights on packed documents."""
+    """Pretraining on packed documents, from random weights or from a checkpoint."""
+
+    init: InitConfig | None = None
+    """Checkpoint to go on from, which also gives the shape of the model; none means random weights.
+    `init = "folder"` is enough."""
+    context: ContextConfig | None = None
+    """A longer context than that of `init`."""
+    shards: str = ""
+    """Token shards in a store: the URL (`s3://`, `gs://`, `https://`) of a folder of tokens.encode,
+    instead of the run's own."""
+    cache: Execution[CacheConfig] = Field(default_factory=CacheConfig)
+    """Where shards of a store are kept on this machine."""
+    on_damage: Execution[Literal["stop", "skip"]] = "stop"
+    """When the tokens of a document are not those that were written (each 64 KiB has a hash): stop
+    and name them, or leave such documents out and record `data.left_out`."""
 
     model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="demo"))
-    """Shape of the model."""
+    """Shape of the model that starts from random weights."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Share of the tokens of each source, any positive scale; empty means by the number of tokens
     that each source has."""
@@ -292,6 +307,21 @@ class PretrainConfig(TrainingConfig):
     used_up: Literal["refuse", "share"] = "refuse"
     """When a source would be read more often than `max_epochs`: refuse the run before it starts, or
     give its share to the other sources from there on."""
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _short_init(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.init is not None and self.model != type(self).model_fields["model"].get_default(
+            call_default_factory=True
+        ):
+            raise ValueError("init brings the shape of the model; remove the section `model`")
+        if self.context is not None and self.init is None:
+            raise ValueError("context is for a checkpoint: give init; else set model.max_seq_len")
+        return self
 
     @property
     def curriculum(self) -> Curriculum:

@@ -11,12 +11,12 @@ import torch
 
 from puna.core.ledger import Ledger
 from puna.model.accounting import account
-from puna.model.formats.checkpoint import open_checkpoint
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.export import export_model
 from puna.train.feed import BatchFeed
+from puna.train.initial import starting_tensors
 from puna.train.metrics import StepMeter, peak_flops
 from puna.train.optim import make_optimizer, restore_copies, set_lr, state_tensors
 from puna.train.parallel.model import ParallelModel
@@ -64,7 +64,7 @@ def train(
         if spec.weights is None:
             model.fill_random(cfg.seed)
         else:
-            model.fill(open_checkpoint(spec.weights).tensors())
+            model.fill(starting_tensors(spec))
         for value in (v for state in optimizer.state.values() for v in state.values()):
             value.zero_()
     restore_copies(model, optimizer)

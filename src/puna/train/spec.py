@@ -53,9 +53,12 @@ class JobSpec:
         common: Fields of every event (``stage``).
         source: Batches.
         model: Shape of the model.
-        weights: HF folder to start from; None for random weights from the seed.
+        weights: Checkpoint to start from; None for random weights from the seed.
         special_ids: ``bos_id``, ``eos_ids`` and ``pad_id`` for the final model's configuration.
         training: Everything else.
+        weights_digest: Identity of the checkpoint's content, where it came from outside the run.
+        rope_factor: Of a Meta checkpoint that does not name its own.
+        fill_rows: Rows of embedding and head that are initialised instead of loaded.
     """
 
     job: str
@@ -67,6 +70,9 @@ class JobSpec:
     weights: Path | None
     special_ids: dict[str, Any]
     training: TrainingConfig
+    weights_digest: str = ""
+    rope_factor: float | None = None
+    fill_rows: tuple[int, ...] = ()
 
     @property
     def state_dir(self) -> Path:
@@ -90,7 +96,8 @@ class JobSpec:
                 "training": training,
                 "model": self.model.model_dump(mode="json"),
                 "factory": self.source.factory,
-                "starts_from_weights": self.weights is not None,
+                "starts_from_weights": self.weights_digest or self.weights is not None,
+                "fill_rows": self.fill_rows,
             }
         )
 
@@ -109,6 +116,9 @@ class JobSpec:
                 "weights": str(self.weights) if self.weights else None,
                 "special_ids": self.special_ids,
                 "training": self.training.model_dump(mode="json"),
+                "weights_digest": self.weights_digest,
+                "rope_factor": self.rope_factor,
+                "fill_rows": self.fill_rows,
             },
         )
         return path
@@ -127,6 +137,9 @@ class JobSpec:
             weights=Path(values["weights"]) if values["weights"] else None,
             special_ids=values["special_ids"],
             training=TrainingConfig.model_validate(values["training"]),
+            weights_digest=values["weights_digest"],
+            rope_factor=values["rope_factor"],
+            fill_rows=tuple(values["fill_rows"]),
         )
 
 

@@ -11,7 +11,7 @@ import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree, write_json
@@ -24,36 +24,94 @@ from puna.model.config import LlamaConfig
 from puna.resilience.goodput import job_goodput
 from puna.resilience.history import read_history
 from puna.resilience.supervisor import RestartPolicy, supervise
+from puna.tokens.shards import is_remote
 from puna.train.config import PretrainConfig, TrainingConfig
 from puna.train.launch import TrainJob
 from puna.train.parallel.layout import check_layout
 from puna.train.progress import TrainProgress
 from puna.train.spec import JOB_FILE, STATE_DIR, JobSpec, SourceSpec, plain_training
 
+if TYPE_CHECKING:
+    from puna.train.continued import Start
+
+_PRETRAIN = "train.pretrain"
 LOADER_FILE = "loader.json"
 """How the batches were made, for `puna lineage`: factory, its arguments, number of steps."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
+def _state_of_checkpoint(cfg: PretrainConfig) -> Any:
+    """Sizes and times of the checkpoint's files: a change is reported on a rerun."""
+    if cfg.init is None:
+        return None
+    path = Path(cfg.init.path).expanduser()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {
+        file.name: [file.stat().st_size, file.stat().st_mtime_ns]
+        for file in files
+        if file.is_file()
+    }
+
+
 @stage(
-    "train.pretrain",
-    needs={"tokens": "tokens.encode", "tokenizer": "tokens.train"},
+    _PRETRAIN,
+    needs={
+        "tokens?": "tokens.encode|tokens.import",
+        "tokenizer?": "tokens.train|tokens.use|tokens.import",
+    },
     resumable=True,
+    external_state=_state_of_checkpoint,
 )
 def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
-    """Train a Llama from random weights on the packed token shards."""
-    tokens, tokenizer = inputs["tokens"], inputs["tokenizer"]
+    """Train a Llama on packed token shards, from random weights or from a checkpoint."""
     from puna.tokens.loader import PackedLoader
 
+    shards = cfg.shards or ("tokens" in inputs and str(inputs["tokens"].path))
+    if not shards:
+        raise PunaError("train.pretrain has no token shards",
+                        "add [tokens.encode] or [tokens.import], or set `shards` to a URL",
+                        )  # fmt: skip
     loader = PackedLoader(
-        tokens.path, "train", dict(cfg.weights) or None, cfg.seq_len, cfg.global_batch, cfg.seed,
-        cfg.curriculum,
+        shards, "train", dict(cfg.weights) or None, cfg.seq_len, cfg.global_batch, cfg.seed,
+        cfg.curriculum, on_damage=cfg.on_damage,
+        cache=cfg.cache.open() if is_remote(shards) else None,
     )  # fmt: skip
+    tokenizer = _tokenizer_folder(cfg, inputs, out)
     source = SourceSpec(**loader.spec())
-    model = cfg.model.resolve(loader.vocab_size)
+    if cfg.init is None:
+        model = cfg.model.resolve(loader.vocab_size)
+        return train_job(cfg, model, source, out, events, tokenizer=tokenizer, name=_PRETRAIN)
+    from puna.tokens.tokenizer import load_tokenizer
+    from puna.train.continued import plan_start
+
+    made_by = str(loader.shards.index.get("tokenizer_digest", ""))
+    start = plan_start(cfg.init, cfg.context, load_tokenizer(tokenizer), made_by)
+    events.emit(
+        "train.init", path=str(start.path), content=start.digest, stored_rows=start.stored_rows,
+        rows=start.model.vocab_size, untrained_filled=list(start.untrained),
+        max_seq_len=start.model.max_seq_len, rope_theta=start.model.rope_theta,
+    )  # fmt: skip
     return train_job(
-        cfg, model, source, out, events, tokenizer=tokenizer.path, name="train.pretrain"
+        cfg, start.model, source, out, events, tokenizer=tokenizer, start=start, name=_PRETRAIN
     )
+
+
+def _tokenizer_folder(cfg: PretrainConfig, inputs: Artifacts, out: Path) -> Path:
+    """Return a folder with the tokenizer's files: of a stage, else the checkpoint's own."""
+    if "tokenizer" in inputs:
+        return inputs["tokenizer"].path
+    if cfg.init is not None:
+        from puna.lm.convert import find_tokenizer
+
+        found = find_tokenizer(Path(cfg.init.path).expanduser())
+        if found is not None:
+            folder = out / STATE_DIR / "tokenizer"
+            folder.mkdir(parents=True, exist_ok=True)
+            found.save(folder)
+            return folder
+    raise PunaError("train.pretrain has no tokenizer",
+                    "add [tokens.train] or [tokens.use], or put it beside the checkpoint",
+                    )  # fmt: skip
 
 
 def train_job(
@@ -65,6 +123,7 @@ def train_job(
     *,
     tokenizer: Path | None = None,
     weights: Path | None = None,
+    start: Start | None = None,
     name: str = "train",
 ) -> Metrics:
     """Train to the end, through every fault; called again after a kill it continues.
@@ -81,6 +140,7 @@ def train_job(
         events: Ledger; the workers' events carry its ``stage``, too.
         tokenizer: Folder with the tokenizer's files, copied beside the weights; None for none.
         weights: Hugging Face folder to start from; None for random weights from the seed.
+        start: Checkpoint to start from with what changes in it, instead of ``weights``.
         name: Shown with the progress.
 
     Returns:
@@ -103,9 +163,12 @@ def train_job(
         common={"stage": first["stage"]} if "stage" in first else {},
         source=source,
         model=model,
-        weights=weights.resolve() if weights else None,
+        weights=start.path if start else weights.resolve() if weights else None,
         special_ids=_special_ids(tokenizer) if tokenizer else {},
         training=plain_training(cfg),
+        weights_digest=start.digest if start else "",
+        rope_factor=start.rope_factor if start else None,
+        fill_rows=tuple(start.rows) if start else (),
     )
     write_json(out / LOADER_FILE, {**asdict(source), "steps": cfg.n_steps})
     policy = RestartPolicy(

@@ -33,7 +33,7 @@ class ReportConfig(Config):
     "report",
     needs={
         **{f"{name.rpartition('.')[2]}?": name for name in DATA_STAGES},
-        "tokenizer?": "tokens.train",
+        "tokenizer?": "tokens.train|tokens.use|tokens.import",
         "tokens?": "tokens.encode",
         "pretrain?": "train.pretrain",
         "pairs?": "post.pairs",

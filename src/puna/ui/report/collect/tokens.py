@@ -63,6 +63,8 @@ def _mix(encoded: Artifact, pretrain: Artifact | None) -> list[dict[str, Any]] |
     if pretrain is None:
         return None
     config = PretrainConfig.model_validate(pretrain.config)
+    if config.shards:
+        return None  # in a store; a report does not wait for one
     loader = PackedLoader(
         encoded.path, "train", config.weights or None, config.seq_len, config.global_batch,
         config.seed, config.curriculum,
