@@ -24,7 +24,13 @@ from puna.core.ledger import LEDGER_FILE, Ledger, read_events
 from puna.model.config import LlamaConfig
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.resilience.supervisor import process_alive
-from puna.train.config import AdamWConfig, CheckpointConfig, FaultConfig, TrainingConfig
+from puna.train.config import (
+    AdamWConfig,
+    CheckpointConfig,
+    FaultConfig,
+    ParallelConfig,
+    TrainingConfig,
+)
 from puna.train.loop import train
 from puna.train.parallel.world import World
 from puna.train.spec import JobSpec, SourceSpec
@@ -186,6 +192,19 @@ def test_a_killed_rank_changes_nothing(unbroken, tmp_path):
     assert len(kinds(tmp_path, "fault.injected")) == 1
     assert steps(tmp_path) == steps(folder)
     assert model_hash(tmp_path) == model_hash(folder)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_changes_nothing_in_a_pipeline(unbroken, tmp_path):
+    """And the pipeline has the losses of the sharded run."""
+    layout = ParallelConfig(pp=2)
+    run(tmp_path / "quiet", parallel=layout)
+    run(tmp_path / "hit", parallel=layout, fault=FaultConfig(rank=1, step=5))
+    assert len(kinds(tmp_path / "hit", "fault.injected")) == 1
+    assert steps(tmp_path / "hit") == steps(tmp_path / "quiet")
+    assert model_hash(tmp_path / "hit") == model_hash(tmp_path / "quiet")
+    ours, theirs = steps(tmp_path / "hit"), steps(unbroken[0])
+    assert [ours[s] for s in ours] == pytest.approx([theirs[s] for s in ours], rel=1e-5)
 
 
 DRIVER = """
