@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peers import smollm2_path, transformers_greedy, transformers_model
 
 import puna
+from puna.core.ledger import LEDGER_FILE, read_events
 from puna.lm.engine.engine import Engine
 from puna.lm.engine.types import Request
 from puna.model.sampling import Sampling
+from puna.tokens.lineage import step_lineage
+from puna.tokens.megatron import write_megatron
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real_model")]
 N_NEW = 256
@@ -89,3 +93,35 @@ def test_quantised_model_says_nearly_the_same(ours, prompt_ids, greedy):
     assert divergence_T.mean() < 0.01
     agree_T = exact_TV.argmax(-1) == light_TV.argmax(-1)
     assert agree_T.float().mean() > 0.95
+
+
+def test_continued_training_begins_at_the_loss_of_the_engine(ours, tmp_path):
+    """The first step's loss, fp32, over the text that the engine is asked about."""
+    text = " ".join(PROMPT for _ in range(12))
+    ids = [*ours.tokenizer.encode(text, bos=True), ours.tokenizer.eos_id]
+    seq_len = 64
+    write_megatron(tmp_path / "text", np.dtype(np.uint16), [np.array(ids)], np.array([len(ids)]))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f"""
+name = "continued"
+runs_dir = "{tmp_path}/runs"
+[tokens.import]
+tokenizer = "{smollm2_path()}"
+sources = [{{ name = "text", path = "{tmp_path}/text" }}]
+[train.pretrain]
+init = "{smollm2_path()}"
+steps = 1
+seq_len = {seq_len}
+global_batch = 1
+precision = "fp32"
+""")
+    run = [sys.executable, "-m", "puna.cli.main", "run", str(recipe)]
+    subprocess.run(run, check=True, capture_output=True)
+    folder = tmp_path / "runs" / "continued"
+    (step,) = read_events(folder / LEDGER_FILE, "train.step")
+    (row,) = step_lineage(folder, 0)
+    start, end = row["segments"][0]["tokens"]
+    assert (start, end) == (0, seq_len)  # of one document: the engine sees the same context
+    logits_TV = ours.logits(ids[:seq_len])
+    expected = torch.nn.functional.cross_entropy(logits_TV, torch.tensor(ids[1 : seq_len + 1]))
+    assert step["loss"] == pytest.approx(expected.item(), rel=1e-4)
