@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from puna.tokens.lineage import open_source
 from puna.tokens.loader import PackedLoader
 from puna.tokens.remote import CHUNK_BYTES, Cache
 from puna.tokens.shards import DamagedTokensError
+from tests.unit.range_server import Server, serving
 from tests.unit.token_shards import arrays, write_large_shards
 
 
@@ -32,54 +30,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_large_shards(tmp_path_factory.mktemp("large") / "shards")
 
 
-class Server(ThreadingHTTPServer):
-    """Gives out a folder, parts of files too; counts what it is asked for and can fail."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.asked, self.failures, self.ranges = folder, Counter[str](), 0, True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        name = self.path.lstrip("/")
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        self.server.asked[f"{name} {wanted.group(1) if wanted else ''}".strip()] += 1
-        path = self.server.folder / name
-        if self.server.failures:
-            self.server.failures -= 1
-            self.send_error(503)
-            return
-        if not path.is_file():
-            self.send_error(404)
-            return
-        data = path.read_bytes()
-        if wanted and self.server.ranges:
-            data = data[int(wanted.group(1)) : int(wanted.group(2)) + 1]
-        self.send_response(206 if wanted and self.server.ranges else 200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server(large: Path) -> Iterator[Server]:
-    with Server(large) as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with serving(large) as found:
         yield found
-        found.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -190,8 +144,7 @@ def test_damage_in_the_store_stops_or_is_left_out(large: Path, tmp_path: Path) -
     data = bytearray(path.read_bytes())
     data[5_000_000] ^= 1
     path.write_bytes(data)
-    with Server(bad) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(bad) as server:
         one = open_loader(server.url, tmp_path / "cache", on_damage="skip")
         local = open_loader(bad, on_damage="skip")
         same(local, one, range(60))
@@ -200,7 +153,6 @@ def test_damage_in_the_store_stops_or_is_left_out(large: Path, tmp_path: Path) -
         stops = open_loader(server.url, tmp_path / "cache")
         with pytest.raises(DamagedTokensError, match=r"http://.*tokens\.bin, bytes 4980736 to"):
             same(stops, local, range(60))
-        server.shutdown()
 
 
 def test_what_is_wrong_is_said(large: Path, server: Server, tmp_path: Path) -> None:
