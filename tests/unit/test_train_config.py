@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from puna.core.config import identity
+from puna.core.recipe import resolve
 from puna.train.config import (
     CheckpointConfig,
-    CosineConfig,
     FaultConfig,
     PretrainConfig,
     TrainingConfig,
-    WsdConfig,
 )
+from puna.train.optim_config import MuonConfig
 from puna.train.schedule import lr_factor
+from puna.train.schedule_config import CosineConfig, LinearConfig, WsdConfig
 from puna.train.spec import plain_training
+from puna.train.stage import pretrain  # noqa: F401 - registers the stage
 
 
 @pytest.mark.parametrize(
@@ -74,12 +76,20 @@ SCHEDULES = st.one_of(
     st.builds(
         CosineConfig,
         warmup=st.floats(0, 0.99) | st.integers(1, 50),
+        warmup_from=st.floats(0, 1),
+        floor=st.floats(0, 1),
+    ),
+    st.builds(
+        LinearConfig,
+        warmup=st.floats(0, 0.99) | st.integers(1, 50),
         floor=st.floats(0, 1),
     ),
     st.builds(
         WsdConfig,
         warmup=st.floats(0, 0.99) | st.integers(1, 50),
+        warmup_from=st.floats(0, 1),
         decay=st.floats(0, 0.99) | st.integers(1, 50),
+        shape=st.sampled_from(["linear", "sqrt", "cosine"]),
         floor=st.floats(0, 1),
     ),
 )
@@ -93,7 +103,7 @@ def test_schedules_rise_then_fall_between_the_floor_and_the_peak(schedule, n_ste
     assert factors[: top + 1] == sorted(factors[: top + 1])
     assert all(a >= b - 1e-12 for a, b in zip(factors[top:], factors[top + 1 :], strict=False))
     assert all(factor >= schedule.floor - 1e-12 for factor in factors[top:])
-    if not (isinstance(schedule, WsdConfig) and schedule.floor == 0):
+    if not (isinstance(schedule, WsdConfig | LinearConfig) and schedule.floor == 0):
         assert factors[0] > 0
 
 
@@ -110,6 +120,34 @@ def test_wsd_is_flat_and_then_linear():
     factors = [lr_factor(WsdConfig(warmup=2, decay=0.25), step, 20) for step in range(20)]
     assert factors[1:15] == [1.0] * 14
     assert factors[15:] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [("linear", [0.75, 0.5, 0.25, 0.0]), ("sqrt", [0.5, 0.292893, 0.133975, 0.0]),
+     ("cosine", [0.853553, 0.5, 0.146447, 0.0])],
+)  # fmt: skip
+def test_wsd_decays_in_the_shape_that_is_asked_for(shape, expected):
+    schedule = WsdConfig(warmup=0, decay=4, shape=shape)
+    factors = [lr_factor(schedule, step, 10) for step in range(10)]
+    assert factors == pytest.approx([1.0] * 6 + expected, abs=1e-6)
+
+
+def test_annealing_goes_linearly_to_zero():
+    factors = [lr_factor(LinearConfig(warmup=0), step, 5) for step in range(5)]
+    assert factors == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_a_second_warm_up_begins_where_the_first_training_ended():
+    schedule = CosineConfig(warmup=4, warmup_from=0.2, floor=0.1)
+    factors = [lr_factor(schedule, step, 20) for step in range(5)]
+    assert factors == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_another_optimiser_takes_nothing_from_the_one_before():
+    raw = {"train": {"pretrain": {"steps": 1, "optim": {"lr": 0.5, "eps": 1e-3}}}}
+    recipe = resolve({"name": "t", **raw}, ["train.pretrain.optim.kind=muon"])
+    assert recipe.stage_configs()["train.pretrain"][1].optim == MuonConfig()
 
 
 def test_registering_the_stage_imports_no_torch():

@@ -15,55 +15,9 @@ from puna.core.config import Config, Execution, Seed
 from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
+from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
+from puna.train.schedule_config import CosineConfig, ScheduleConfig, steps_of
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
-
-
-class AdamWConfig(Config):
-    """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
-
-    kind: Literal["adamw"] = "adamw"
-    """Tag of the union."""
-    lr: float = Field(default=3e-4, gt=0)
-    """Peak learning rate."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the running mean of the gradient."""
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of the running mean of its square."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Added to the denominator."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Applied to matrices only; norms are not decayed."""
-
-
-OptimConfig = AdamWConfig
-"""The optimisers; a tagged union by `kind` as soon as there is a second one."""
-
-
-class CosineConfig(Config):
-    """Linear warm-up, then half a cosine down to a floor (Llama 1 to 3)."""
-
-    kind: Literal["cosine"] = "cosine"
-    """Tag of the union."""
-    warmup: float = Field(default=0.02, ge=0)
-    """Warm-up: below 1 a share of all steps, from 1 on a number of steps."""
-    floor: float = Field(default=0.1, ge=0, le=1)
-    """Final learning rate as a share of the peak."""
-
-
-class WsdConfig(Config):
-    """Warm-up, stable, decay: constant for most of the run, then linear (Hu et al., 2024)."""
-
-    kind: Literal["wsd"] = "wsd"
-    """Tag of the union."""
-    warmup: float = Field(default=0.02, ge=0)
-    """Warm-up: below 1 a share of all steps, from 1 on a number of steps."""
-    decay: float = Field(default=0.2, ge=0)
-    """Decay at the end: below 1 a share of all steps, from 1 on a number of steps."""
-    floor: float = Field(default=0.0, ge=0, le=1)
-    """Final learning rate as a share of the peak."""
-
-
-ScheduleConfig = Annotated[CosineConfig | WsdConfig, Field(discriminator="kind")]
 
 
 class CheckpointConfig(Config):
@@ -167,6 +121,12 @@ class TrainingConfig(Config):
     """Optimiser."""
     schedule: ScheduleConfig = Field(default_factory=CosineConfig)
     """Learning rate over the run."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the square of the logarithm of the softmax's denominator in the loss, which keeps
+    logits from drifting; PaLM took 1e-4. The loss that is shown contains it. 0 leaves it out."""
+    average: AverageConfig | None = None
+    """An average of the weights as the final model, `model/`; the weights of the last step are then
+    in `model-last/`. It takes 4 bytes per parameter more, sharded as the parameters are."""
     clip_norm: float = Field(default=1.0, ge=0)
     """The gradient is scaled down to this norm where it is longer; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -250,11 +210,6 @@ class TrainingConfig(Config):
         return math.ceil((self.tokens or 1) / self.tokens_per_step)
 
 
-def _steps_of(value: float, n_steps: int) -> int:
-    """Turn a share (below 1) or a number of steps into a number of steps."""
-    return round(value * n_steps) if value < 1 else round(value)
-
-
 class PhaseConfig(Config):
     """Weights of the sources from some step on (curriculum, annealing)."""
 
@@ -332,9 +287,9 @@ class PretrainConfig(TrainingConfig):
                 Phase(
                     -(-phase.start_tokens // self.tokens_per_step)
                     if phase.start_tokens is not None
-                    else _steps_of(phase.start or 0.0, n_steps),
+                    else steps_of(phase.start or 0.0, n_steps),
                     dict(phase.weights),
-                    _steps_of(phase.blend, n_steps),
+                    steps_of(phase.blend, n_steps),
                 )
                 for phase in self.phases
             ],

@@ -57,7 +57,7 @@ def train(
         spec.model, cfg.seq_len, micro_batch, cfg.rank_batch // micro_batch, world, cfg.parallel,
         precision,
     )  # fmt: skip
-    optimizer = make_optimizer(cfg.optim, model)
+    optimizer = make_optimizer(cfg.optim, model, world, precision.dtype)
     tensors = state_tensors(model, optimizer)
     restored = store.restore(tensors)
     if restored is None:

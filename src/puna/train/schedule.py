@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
-from puna.train.config import CosineConfig, ScheduleConfig
+from puna.train.schedule_config import CosineConfig, LinearConfig, ScheduleConfig, steps_of
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, n_steps: int) -> float:
@@ -20,23 +21,38 @@ def lr_factor(schedule: ScheduleConfig, step: int, n_steps: int) -> float:
     Returns:
         A factor from 0 to 1.
     """
-    n_warmup = _length(schedule.warmup, n_steps)
+    n_warmup = min(n_steps, steps_of(schedule.warmup, n_steps))
     if step < n_warmup:
-        return (step + 1) / n_warmup
+        return schedule.warmup_from + (1.0 - schedule.warmup_from) * (step + 1) / n_warmup
     if isinstance(schedule, CosineConfig):
-        progress = _progress(step - n_warmup, n_steps - n_warmup)
-        shape = 0.5 * (1.0 + math.cos(math.pi * progress))
+        left = _cosine(_progress(step - n_warmup, n_steps - n_warmup))
+    elif isinstance(schedule, LinearConfig):
+        left = _linear(_progress(step - n_warmup, n_steps - n_warmup))
     else:
-        n_decay = min(_length(schedule.decay, n_steps), n_steps - n_warmup)
-        shape = 1.0 - max(0.0, (step + 1 - (n_steps - n_decay)) / n_decay) if n_decay else 1.0
-    return schedule.floor + (1.0 - schedule.floor) * shape
-
-
-def _length(value: float, n_steps: int) -> int:
-    """Turn a share (below 1) or a number of steps into a number of steps within the run."""
-    return min(n_steps, round(value * n_steps) if value < 1 else round(value))
+        n_decay = min(steps_of(schedule.decay, n_steps), n_steps - n_warmup)
+        done = max(0.0, (step + 1 - (n_steps - n_decay)) / n_decay) if n_decay else 0.0
+        left = _SHAPES[schedule.shape](done)
+    return schedule.floor + (1.0 - schedule.floor) * left
 
 
 def _progress(step: int, n_steps: int) -> float:
     """0 at the first of ``n_steps`` steps, 1 at the last."""
     return min(1.0, step / max(1, n_steps - 1))
+
+
+def _linear(done: float) -> float:
+    return 1.0 - done
+
+
+def _sqrt(done: float) -> float:
+    return 1.0 - math.sqrt(done)
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+_SHAPES: Mapping[str, Callable[[float], float]] = {
+    "linear": _linear, "sqrt": _sqrt, "cosine": _cosine,
+}  # fmt: skip
+"""What is left of the learning rate when a share of the decay is done."""

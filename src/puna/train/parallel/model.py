@@ -12,8 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from puna.core.errors import PunaError
 from puna.model.config import LlamaConfig
@@ -24,6 +22,7 @@ from puna.train.batch import TensorBatch
 from puna.train.config import ParallelConfig
 from puna.train.parallel.context import ContextShare
 from puna.train.parallel.layout import CP, PP, StagePlan, plan_stages
+from puna.train.parallel.shards import copy_part, local, n_copies
 from puna.train.parallel.stage import Stage, build_stage
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
@@ -161,7 +160,7 @@ class ParallelModel:
         for p in self.parameters():
             if p.grad is not None:
                 grads.append(local(p.grad))
-                weights.append(1 / (_n_copies(p) * (2 if id(p) in tied else 1)))
+                weights.append(1 / (n_copies(p) * (2 if id(p) in tied else 1)))
         squares = torch.stack(torch._foreach_norm(grads)).double() ** 2
         weights_N = torch.tensor(weights, dtype=torch.float64, device=squares.device)
         (total,) = self.world.sum([float((squares * weights_N).sum())])
@@ -203,31 +202,3 @@ class ParallelModel:
             )
             for name, shape in shapes.items()
         )
-
-
-def local(x: Tensor | None) -> Tensor:
-    """Return the part of a tensor that this rank has."""
-    if x is None:
-        raise ValueError("a parameter has no gradient")
-    return x.to_local() if isinstance(x, DTensor) else x
-
-
-def copy_part(parameter: Tensor, full: Tensor) -> None:
-    """Copy this rank's part of a full value into a parameter, maybe sharded."""
-    if isinstance(parameter, DTensor):
-        shape, offsets = compute_local_shape_and_global_offset(
-            full.shape, parameter.device_mesh, parameter.placements
-        )
-        for dim, (start, size) in enumerate(zip(offsets, shape, strict=True)):
-            full = full.narrow(dim, min(start, full.shape[dim]), size)
-    local(parameter).copy_(full)
-
-
-def _n_copies(parameter: Tensor) -> int:
-    """Return how many ranks have the same part of a parameter."""
-    if not isinstance(parameter, DTensor):
-        return 1
-    n = 1
-    for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
-        n *= size if isinstance(placement, Replicate) else 1
-    return n

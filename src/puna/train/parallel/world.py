@@ -18,6 +18,7 @@ from puna.train.parallel.threads import threads_per_rank
 
 _STORE_TIMEOUT = timedelta(seconds=60)
 _SHARD_CP = "shard_cp"
+_COPY = "shard_cp_tp"
 _LOST_PEER_WORDS = (
     "connection reset",
     "connection closed",
@@ -79,6 +80,14 @@ class World:
             name = _SHARD_CP
             self.mesh[SHARD, CP]._flatten(name)
         return self.mesh[REPLICATE, name] if self.layout.replicate > 1 else self.mesh[name]
+
+    def copy_group(self) -> dist.ProcessGroup | None:
+        """Ranks that together have one copy of each parameter of a stage; None for one alone."""
+        if self.mesh is None:
+            return None
+        if self.layout.shard * self.layout.cp * self.layout.tp == 1:
+            return self.mesh.get_group(TP)
+        return self.mesh[SHARD, CP, TP]._flatten(_COPY).get_group()
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Add numbers over all ranks, in fp64; every rank gets the same result."""

@@ -1,0 +1,101 @@
+"""Muon in every layout: the losses and parameters of one process, also after a break.
+
+Each test trains in this process first and then over several ranks, with one setting that the
+layouts must not change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puna.core.ledger import LEDGER_FILE, read_events
+from puna.train.config import TrainingConfig
+from puna.train.optim_config import MuonConfig
+from puna.train.spec import JobSpec
+from tests.distributed import test_parallel_layouts as layouts
+from tests.distributed.ranks import run_ranks
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+N_STEPS = 6
+MUON = MuonConfig(lr=3e-3, lr_adamw=2e-3, iterate_in="fp32")
+
+
+def job(
+    folder: Path, n_ranks: int, parallel: dict, micro: int, *, stop: int = N_STEPS, **values: Any
+) -> JobSpec:
+    spec = layouts.job(folder, n_ranks, parallel, micro, stop=stop)
+    training = TrainingConfig.model_validate({**dict(spec.training), "steps": N_STEPS, **values})
+    return replace(spec, training=training)
+
+
+def curve(folder: Path) -> list[tuple[float, float]]:
+    """Losses and gradient norms, by step."""
+    events = read_events(folder / LEDGER_FILE, "train.step")
+    found = {e["step"]: (e["loss"], e["grad_norm"]) for e in events}
+    assert sorted(found) == list(range(len(found)))
+    return list(found.values())
+
+
+def assert_same(spec: JobSpec, expected: JobSpec) -> None:
+    """The losses to 1e-5, and each parameter to a small share of its norm."""
+    want = curve(expected.out)
+    for got, (loss, norm) in zip(curve(spec.out), want, strict=True):
+        assert got[0] == pytest.approx(loss, rel=1e-5), spec.training.parallel
+        assert got[1] == pytest.approx(norm, rel=1e-4), spec.training.parallel
+    weights = layouts.parameters(expected.out)
+    for name, value in layouts.parameters(spec.out).items():
+        distance = (value - weights[name]).norm() / weights[name].norm()
+        assert distance < layouts.PARAMETER_DISTANCE, (spec.training.parallel, name)
+
+
+# Matrices of 24 x 16 over up to 8 ranks: shards of unequal size, and empty ones.
+LAYOUTS: dict[int, list[tuple[dict, int]]] = {
+    2: [({}, 4), ({"tp": 2}, 4), ({"cp": 2}, 8), ({"pp": 2, "schedule": "zbv"}, 2)],
+    4: [({"tp": 2}, 4), ({"tp": 2, "cp": 2}, 8), ({"replicate": 2}, 2)],
+    8: [({"tp": 2, "cp": 2, "pp": 2}, 2), ({"replicate": 2, "tp": 2}, 1), ({}, 1)],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> JobSpec:
+    spec = job(tmp_path_factory.mktemp("alone"), 1, {}, layouts.N_ROWS, optim=MUON)
+    layouts.train_here(spec)
+    return spec
+
+
+@pytest.mark.parametrize("n_ranks", [2, 4, 8])
+def test_muon_in_every_layout_is_muon_on_one_process(alone, tmp_path, n_ranks):
+    specs = [
+        job(tmp_path / str(i), n_ranks, parallel, micro, optim=MUON)
+        for i, (parallel, micro) in enumerate(LAYOUTS[n_ranks])
+    ]
+    run_ranks(n_ranks, layouts.train_all, specs)
+    for spec in specs:
+        assert_same(spec, alone)
+
+
+def test_the_momentum_moves_between_layouts(alone, tmp_path):
+    chain = [(1, {}, 8), (2, {"pp": 2}, 2), (4, {"replicate": 2, "cp": 2}, 4)]
+    for i, (n_ranks, parallel, micro) in enumerate(chain):
+        stop = N_STEPS if i == len(chain) - 1 else 2 * i + 2
+        spec = job(tmp_path, n_ranks, parallel, micro, stop=stop, optim=MUON)
+        run_ranks(n_ranks, layouts.train_all, [spec])
+    assert_same(spec, alone)
+
+
+def test_a_training_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    values = {"optim": MuonConfig(lr=3e-3), "precision": "bf16"}
+    run_ranks(2, layouts.train_all, [job(whole, 2, {"tp": 2}, 4, **values)])
+    for stop in (3, N_STEPS):
+        run_ranks(2, layouts.train_all, [job(broken, 2, {"tp": 2}, 4, stop=stop, **values)])
+    assert curve(broken) == curve(whole)
+    weights = layouts.parameters(whole)
+    for name, value in layouts.parameters(broken).items():
+        assert torch.equal(value, weights[name]), name
