@@ -201,8 +201,9 @@ class PackedLoader:
             (self._streams[source], list(self._streams[source].segments(int(row))))
             for source, row in zip(source_n, row_n, strict=True)
         ]
-        for stream, segments in rows:
-            stream.shard.fetch(segment.document for segment in segments)
+        for one in {source: self._streams[source] for source in source_n}.values():
+            wanted = (segments for stream, segments in rows if stream is one)
+            one.shard.fetch(segment.document for segments in wanted for segment in segments)
         for i, (stream, segments) in enumerate(rows):
             at = 0
             for number, segment in enumerate(segments):

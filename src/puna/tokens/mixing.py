@@ -15,6 +15,7 @@ deadlines below are those of the weights to come.
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -317,15 +318,20 @@ class _Piece:
         if n_new < _COMPILE_ROWS:
             _assign(*values, self.whole, left, choices)
             return np.array(choices, np.int32)
-        from puna.data.kernels.buffers import kernel
-
         found = np.empty(n_new, np.int32)
         last, units = (np.array(value, np.int64) for value in values[:2])
         rates = np.array(self._rates, np.float64).reshape(-1, len(self._units))
         rows = np.array(self._rows, np.float64)
-        kernel(_assign)(last, units, rates, rows, self.whole, float(left), found)
+        _compiled()(last, units, rates, rows, self.whole, float(left), found)
         self._last = last.tolist()
         return found
+
+
+@functools.cache
+def _compiled() -> Any:
+    from puna.data.kernels.buffers import kernel
+
+    return kernel(_assign)
 
 
 def _assign(

@@ -69,7 +69,7 @@ class BatchFeed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(patience_s=None if error is None else _LOOK_UP_S)
 
     def get(self, step: int) -> TensorBatch:
         """Return the batch of the next step, on the device; ``waited_s`` tells what it took.
@@ -90,11 +90,16 @@ class BatchFeed:
         self.waited_s = time.perf_counter() - begin_s
         return batch
 
-    def close(self) -> None:
-        """End the thread."""
+    def close(self, patience_s: float | None = None) -> None:
+        """End the thread.
+
+        Args:
+            patience_s: How long to wait for it; None until it has ended. A download that goes on
+                must not keep an error from being told, and dies with the process.
+        """
         if self._thread is not None:
             self._stop.set()
-            self._thread.join()
+            self._thread.join(patience_s)
             self._thread = None
 
     def _start(self, first_step: int) -> None:
