@@ -182,7 +182,12 @@ def test_new_tokens_get_rows_and_untrained_ones_are_filled(tmp_path: Path) -> No
     new = load_tokenizer(tokenizer.path)
     assert new.encode("<|tool|>", allow_special=True) == [268]
     inputs = {"tokens": shards(tmp_path / "tokens", new), "tokenizer": tokenizer}
-    cfg = config(path, init={"path": str(path), "untrained": "fill"}, optim={"lr": 1e-9}, steps=1)
+    cfg = config(
+        path,
+        init={"path": str(path), "untrained": "fill"},
+        optim={"kind": "adamw", "lr": 1e-9},
+        steps=1,
+    )
     out = run(tmp_path, cfg, inputs)
     (event,) = read_events(tmp_path / LEDGER_FILE, "train.init")
     assert (event["stored_rows"], event["rows"]) == (268, 270)
