@@ -135,3 +135,18 @@ def test_damage_in_what_finds_the_tokens_is_found_at_opening(tmp_path: Path, nam
     flip(path, path.stat().st_size - 8)
     with pytest.raises(PunaError, match=rf"web/{name} is damaged: it does not have the hash"):
         loader(folder)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 3 * BLOCK_BYTES + 1001])
+def test_a_file_cut_short_stops_at_once_or_loses_its_end(large: Path, n_bytes: int) -> None:
+    path = large / "train/web/tokens.bin"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(PunaError, match=rf"tokens\.bin is damaged: it has {n_bytes} bytes"):
+        large_loader(large)
+    one = large_loader(large, on_damage="skip")
+    for step in range(130):
+        one.batch(step, 0, 1)
+    offsets = TokenShards(large).open("train", "web", tolerant=True).offsets
+    first_lost = n_bytes // BLOCK_BYTES * PER_BLOCK
+    lost = np.flatnonzero(offsets[1:] > first_lost).tolist()
+    assert sorted(found.document for found in one.left_out) == lost

@@ -155,6 +155,18 @@ def test_damage_in_the_store_stops_or_is_left_out(large: Path, tmp_path: Path) -
             same(stops, local, range(60))
 
 
+def test_a_file_cut_short_in_the_store_loses_its_end(large: Path, tmp_path: Path) -> None:
+    bad = write_large_shards(tmp_path / "bad")
+    path = bad / "train/web/tokens.bin"
+    path.write_bytes(path.read_bytes()[: CHUNK_BYTES * 4 + 5000])
+    with serving(bad) as server:
+        one = open_loader(server.url, tmp_path / "cache", on_damage="skip")
+        same(open_loader(bad, on_damage="skip"), one, range(30))
+        assert one.left_out
+        with pytest.raises(DamagedTokensError, match=r"tokens\.bin, bytes \d+ to"):
+            same(open_loader(server.url, tmp_path / "cache"), one, range(30))
+
+
 def test_what_is_wrong_is_said(large: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(PunaError, match=r"nowhere/index\.json does not exist"):
         open_loader(f"{server.url}/nowhere", tmp_path)

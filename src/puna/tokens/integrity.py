@@ -101,12 +101,20 @@ class CheckedTokens:
     Args:
         tokens: The mapped file.
         hashes: xxh3-64 of each block of :data:`BLOCK_BYTES`.
+        n_tokens: Tokens that were written, where the file was cut short: then the blocks that are
+            missing are damaged.
     """
 
-    def __init__(self, tokens: np.ndarray, hashes: UInt64[np.ndarray, " blocks"]) -> None:
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        hashes: UInt64[np.ndarray, " blocks"],
+        n_tokens: int | None = None,
+    ) -> None:
         # a plain view: slicing a memmap costs microseconds
         self._tokens = np.asarray(tokens).view(np.ndarray)
         self._hashes = hashes
+        self._n_tokens = len(tokens) if n_tokens is None else n_tokens
         self._per_block = BLOCK_BYTES // tokens.dtype.itemsize
         self._good = np.zeros(len(hashes), bool)
 
@@ -116,7 +124,7 @@ class CheckedTokens:
         return self._tokens.dtype
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return self._n_tokens
 
     def __getitem__(self, key: slice) -> np.ndarray:
         """Return some tokens.

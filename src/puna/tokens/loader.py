@@ -42,12 +42,17 @@ class Batch:
         doc_ids_BT: Number of the segment inside its row; positions of different segments do not
             see each other; -1 is padding.
         positions_BT: Position inside the segment, from 0.
+        sources: Names of all sources of the training, on every rank the same; none when it has
+            no sources.
+        source_B: Number of each row's source among them.
     """
 
     tokens_BT: Int64[np.ndarray, "B T"]
     labels_BT: Int64[np.ndarray, "B T"]
     doc_ids_BT: Int32[np.ndarray, "B T"]
     positions_BT: Int32[np.ndarray, "B T"]
+    sources: tuple[str, ...] = ()
+    source_B: Int64[np.ndarray, " B"] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class PackedLoader:
         )  # fmt: skip
         self._assignment = Assignment(self._stretches[0][1], self._stretches[1:])
         self._streams = [
-            SourceStream(self.shards.open(split, name), seq_len, seed)
+            SourceStream(self.shards.open(split, name, tolerant=on_damage == "skip"), seq_len, seed)
             for name in self._assignment.sources
         ]
 
@@ -217,7 +222,10 @@ class PackedLoader:
                     tokens_BT[i, here] = window
                     labels_BT[i, here.start : at - 1] = window[1:]
                     labels_BT[i, at - 1] = NO_LABEL if following is None else following
-        return Batch(tokens_BT, labels_BT, doc_ids_BT, positions_BT)
+        names = tuple(self._assignment.sources)
+        return Batch(
+            tokens_BT, labels_BT, doc_ids_BT, positions_BT, names, source_n.astype(np.int64)
+        )
 
     def _tokens(
         self, stream: SourceStream, segment: Segment

@@ -230,8 +230,14 @@ class TokenShards:
                             f"choose one of {', '.join(self._splits)}")  # fmt: skip
         return self._splits[split]
 
-    def open(self, split: str, source: str) -> SourceShard:
+    def open(self, split: str, source: str, *, tolerant: bool = False) -> SourceShard:
         """Map the documents of a source into memory.
+
+        Args:
+            split: The split.
+            source: The source.
+            tolerant: A ``tokens.bin`` that was cut short is opened all the same; what is missing
+                shows as damage when it is read.
 
         Raises:
             PunaError: No such split or source, or a file is missing, cut short, damaged or
@@ -257,7 +263,7 @@ class TokenShards:
         if BLOCKS_FILE in entry.get("files", {}):
             n_blocks = -(-n_tokens * self.dtype.itemsize // BLOCK_BYTES)
             hashes = array(BLOCKS_FILE, np.uint64, n_blocks)
-        tokens = self._tokens(folder, entry, hashes)
+        tokens = self._tokens(folder, entry, hashes, tolerant)
         shard = SourceShard(source, f"{self.location}/{folder}", tokens, offsets, ids, n_bytes)
         n_read = entry.get("n_tokens_read")
         if n_read is None:
@@ -270,7 +276,9 @@ class TokenShards:
             )
         return shard
 
-    def _tokens(self, folder: str, entry: dict[str, Any], hashes: np.ndarray | None) -> TokenArray:
+    def _tokens(
+        self, folder: str, entry: dict[str, Any], hashes: np.ndarray | None, tolerant: bool
+    ) -> TokenArray:
         n_tokens, name = entry["n_tokens"], f"{folder}/{TOKENS_FILE}"
         if self._store is not None:
             from puna.tokens.remote import RemoteTokens
@@ -287,6 +295,10 @@ class TokenShards:
         if not path.is_file():
             raise self._damaged(name, "it is missing")
         size_bytes = path.stat().st_size
+        if size_bytes < want_bytes and tolerant and hashes is not None:
+            n_left = size_bytes // self.dtype.itemsize
+            left = np.memmap(path, self.dtype, "r", shape=(n_left,)) if n_left else np.empty(0)
+            return CheckedTokens(left.astype(self.dtype, copy=False), hashes, n_tokens)
         if size_bytes != want_bytes:
             raise self._damaged(name, f"it has {size_bytes} bytes, {INDEX_FILE} says {want_bytes}")
         if n_tokens == 0:
