@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from puna.core.config import Config, Execution, Seed
+from puna.model.activations import Recompute
 from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
@@ -97,6 +98,26 @@ class ParallelConfig(Config):
     """Keep parameters, gradients and optimiser in the host's memory (GPU only)."""
 
 
+class MemoryConfig(Config):
+    """What a layer keeps for the backward pass, and what it computes again; changes no result."""
+
+    recompute: Recompute = "none"
+    """`selective`: norms, rotations and the feed-forward's elementwise part, a few percent of the
+    work for about half of the memory. `full`: the whole layer, a third more work; it keeps its
+    input only."""
+    every: int = Field(default=1, ge=1)
+    """Only every n-th layer computes again."""
+    budget_gib: float | None = Field(default=None, gt=0)
+    """GiB of activations that a rank may keep, instead of `recompute`: as few layers as needed
+    compute again, by an estimate (see `puna model`'s accounting) before the first step."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.budget_gib is not None and (self.recompute, self.every) != ("none", 1):
+            raise ValueError("give either memory.budget_gib or memory.recompute and every")
+        return self
+
+
 class TrainingConfig(Config):
     """What every kind of training has."""
 
@@ -117,6 +138,11 @@ class TrainingConfig(Config):
     """Ranks (processes); the parameters are sharded over them."""
     parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig)
     """How the ranks share the work."""
+    memory: Execution[MemoryConfig] = Field(default_factory=MemoryConfig)
+    """What is computed again in the backward pass to save memory."""
+    deterministic: Execution[bool] = False
+    """Take only algorithms that give the same bits in every run, and refuse what has none. A CPU
+    does so anyway; on a GPU it is slower."""
     optim: OptimConfig = Field(default_factory=AdamWConfig)
     """Optimiser."""
     schedule: ScheduleConfig = Field(default_factory=CosineConfig)

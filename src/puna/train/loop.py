@@ -55,7 +55,7 @@ def train(
     micro_batch = cfg.micro_batch or cfg.rank_batch
     model = ParallelModel(
         spec.model, cfg.seq_len, micro_batch, cfg.rank_batch // micro_batch, world, cfg.parallel,
-        precision,
+        precision, z_loss=cfg.z_loss, memory=cfg.memory,
     )  # fmt: skip
     optimizer = make_optimizer(cfg.optim, model, world, precision.dtype)
     tensors = state_tensors(model, optimizer)

@@ -30,8 +30,12 @@ def cross_entropy_sum(
     chunk_tokens: int | None = None,
     group: dist.ProcessGroup | None = None,
     first_id: int = 0,
+    z_loss: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Return the summed cross entropy of the labelled tokens, in nats.
+
+    With ``z_loss`` the sum contains ``z_loss * log(Z)**2`` of each token, too, Z being the sum of
+    the exponentials of its logits (PaLM; Chowdhery et al., 2022, section 5).
 
     It is a sum and not a mean: the caller divides by the number of labelled tokens of the *global*
     batch, so that neither the split into micro-batches nor the number of ranks changes the result.
@@ -45,6 +49,7 @@ def cross_entropy_sum(
         group: Ranks that share the head by vocabulary (loss parallel). All have the same hidden
             states and get the same loss; the gradient of the states is each rank's part of a sum.
         first_id: Id of the first row of this rank's part of the head.
+        z_loss: Weight of the square of log(Z).
     """
     hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT.flatten()
     kept = (labels_N != NO_LABEL).nonzero().squeeze(1)
@@ -53,7 +58,7 @@ def cross_entropy_sum(
     chunk = chunk_tokens or tokens_per_chunk(weight_VD.shape[0])
     with torch.autocast(hidden_ND.device.type, enabled=False):
         loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[assignment]
-            hidden_ND, weight_VD, labels_N, dtype, chunk, group, first_id
+            hidden_ND, weight_VD, labels_N, dtype, chunk, group, first_id, z_loss
         )
     return loss
 
@@ -74,6 +79,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         group: dist.ProcessGroup | None,
         first_id: int,
+        z_loss: float,
     ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         head_VD = weight_VD.to(dtype)
@@ -101,9 +107,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 dist.all_reduce(both_2n1, group=group)
                 sum_n1, target_n1 = both_2n1
             loss += (sum_n1.log() - target_n1).sum()
+            log_z_n1 = sum_n1.log() + top_n1
+            if z_loss:
+                loss += z_loss * log_z_n1.square().sum()
             if grad_hidden_ND is None or grad_weight_VD is None:
                 continue
             grad_nV = exp_nV.div_(sum_n1)  # softmax minus one-hot is the gradient of the logits
+            if z_loss:  # of log(Z) it is the softmax alone
+                grad_nV.mul_(1.0 + 2.0 * z_loss * log_z_n1)
             grad_nV.scatter_add_(1, labels_n1, -own_n1)
             grad_nV = grad_nV.to(dtype)
             grad_hidden_ND[part] = grad_nV @ head_VD
@@ -122,5 +133,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             grad_hidden_ND * scale,
             (grad_weight_VD * scale).to(ctx.weight_dtype),
-            *[None] * 5,
+            *[None] * 6,
         )

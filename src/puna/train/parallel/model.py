@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from puna.core.errors import PunaError
+from puna.model.activations import Shape, joins_pieces
 from puna.model.config import LlamaConfig
 from puna.model.llama import init_tensor
 from puna.model.names import EMBEDDING, parameter_shapes
 from puna.tokens.loader import NO_LABEL
 from puna.train.batch import TensorBatch
-from puna.train.config import ParallelConfig
+from puna.train.config import MemoryConfig, ParallelConfig
+from puna.train.memory import plan_recompute
 from puna.train.parallel.context import ContextShare
 from puna.train.parallel.layout import CP, PP, StagePlan, plan_stages
 from puna.train.parallel.shards import copy_part, local, n_copies
@@ -42,6 +44,8 @@ class ParallelModel:
         world: The ranks.
         parallel: How they share the work.
         precision: Of the matrix products.
+        z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
+        memory: What is computed again in the backward pass; None for nothing.
     """
 
     def __init__(
@@ -53,12 +57,21 @@ class ParallelModel:
         world: World,
         parallel: ParallelConfig,
         precision: Precision,
+        *,
+        z_loss: float = 0.0,
+        memory: MemoryConfig | None = None,
     ) -> None:
         self.config, self.world = config, world
         self._micro_batch = micro_batch
         self._plan: StagePlan = plan_stages(parallel, config.n_layers)
+        again = plan_recompute(
+            memory or MemoryConfig(), config, parallel, self._plan, world.place(PP), n_micro,
+            _shape(micro_batch, seq_len, world, precision),
+        )  # fmt: skip
         self.stages: dict[int, Stage] = {
-            number: build_stage(config, self._plan, number, seq_len, world, parallel, precision)
+            number: build_stage(
+                config, self._plan, number, world, parallel, precision, z_loss=z_loss, again=again
+            )
             for number in self._plan.of(world.place(PP))
         }
         self._share = ContextShare(world.place(CP), world.layout.cp)
@@ -202,3 +215,12 @@ class ParallelModel:
             )
             for name, shape in shapes.items()
         )
+
+
+def _shape(micro_batch: int, seq_len: int, world: World, precision: Precision) -> Shape:
+    layout = world.layout
+    return Shape(
+        micro_batch * seq_len // layout.cp, precision.name, layout.tp, layout.cp,
+        casts_weights=world.mesh is None,
+        joins=joins_pieces(seq_len, world.device.type),
+    )  # fmt: skip

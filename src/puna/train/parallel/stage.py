@@ -8,7 +8,7 @@ Shapes: B rows, T tokens of this rank's share of a row, C width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from puna.model.activations import Recompute
 from puna.model.attention import AttentionPlan, plan_attention
 from puna.model.config import LlamaConfig
 from puna.model.llama import Block, Llama
@@ -36,6 +37,7 @@ from puna.train.parallel.layout import CP, TP, StagePlan
 from puna.train.parallel.tensor import share_block, share_ends
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
+from puna.train.recompute import recompute
 
 
 class Stage(nn.Module):
@@ -45,9 +47,9 @@ class Stage(nn.Module):
         config: Of the whole model.
         plan: All stages.
         number: Of this one.
-        seq_len: Tokens of a whole row.
         world: The ranks.
         precision: Of the matrix products.
+        z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
 
     Attributes:
         n_labelled: Labelled tokens of the global batch; set before a step. The loss of a
@@ -59,9 +61,9 @@ class Stage(nn.Module):
         config: LlamaConfig,
         plan: StagePlan,
         number: int,
-        seq_len: int,
         world: World,
         precision: Precision,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         self.is_first, self.is_last = number == 0, number == plan.n_stages - 1
@@ -77,7 +79,7 @@ class Stage(nn.Module):
                 self.output = whole.output
         self.n_labelled = 1.0
         self._is_tied = config.tie_embeddings
-        self._seq_len, self._world, self._precision = seq_len, world, precision
+        self._world, self._precision, self._z_loss = world, precision, z_loss
         self._share = ContextShare(world.place(CP), world.layout.cp)
         self._rotations = RotationTable(config)
 
@@ -105,7 +107,9 @@ class Stage(nn.Module):
             (B, T, C), of this rank's share of the tokens under tensor parallel; or one number (1,).
         """
         with self._precision.context(self._world.device):
-            plan, rotation = self._plan(doc_ids_BS), self._rotation(positions_BT)
+            seq_len = positions_BT.shape[1] * self._share.size
+            plan = self._plan(seq_len, doc_ids_BS)
+            rotation = self._rotation(seq_len, positions_BT)
             # In bf16 the residual stream is bfloat16, too, in every layout: sharded parameters are
             # gathered in it, and it is what travels between stages.
             h_BTC = self.tok_embeddings(x).to(self._precision.dtype) if self.is_first else x
@@ -117,15 +121,15 @@ class Stage(nn.Module):
         # Not a view: the zero-bubble schedules detach it in place.
         return torch.stack([self._loss(h_BTC, labels_BT) / self.n_labelled])
 
-    def _plan(self, doc_ids_BS: Tensor | None) -> AttentionPlan:
+    def _plan(self, seq_len: int, doc_ids_BS: Tensor | None) -> AttentionPlan:
         device = self._world.device
         if self._share.size == 1:
-            return plan_attention(self._seq_len, device, doc_ids_BS)
-        return ContextPlan(self._share, self._world.group(CP), self._seq_len, device, doc_ids_BS)
+            return plan_attention(seq_len, device, doc_ids_BS)
+        return ContextPlan(self._share, self._world.group(CP), seq_len, device, doc_ids_BS)
 
-    def _rotation(self, positions_BT: Tensor) -> Rotation:
+    def _rotation(self, seq_len: int, positions_BT: Tensor) -> Rotation:
         # Positions are below seq_len; asking the tensor for its largest would wait for the device.
-        table = self._rotations.at(self._seq_len, None, self._world.device)
+        table = self._rotations.at(seq_len, None, self._world.device)
         return Rotation(table.cos[positions_BT], table.sin[positions_BT])
 
     def _loss(
@@ -147,7 +151,7 @@ class Stage(nn.Module):
             weight_VC = weight_VC.to_local()
         return cross_entropy_sum(
             hidden_BTC, weight_VC, labels_BT, dtype=self._precision.dtype,
-            chunk_tokens=chunk, group=group, first_id=first,
+            chunk_tokens=chunk, group=group, first_id=first, z_loss=self._z_loss,
         )  # fmt: skip
 
 
@@ -162,10 +166,12 @@ def build_stage(
     config: LlamaConfig,
     plan: StagePlan,
     number: int,
-    seq_len: int,
     world: World,
     parallel: ParallelConfig,
     precision: Precision,
+    *,
+    z_loss: float = 0.0,
+    again: Mapping[int, Recompute] | None = None,
 ) -> Stage:
     """Build a stage whose parameters are allocated and have no values yet.
 
@@ -173,12 +179,16 @@ def build_stage(
         config: Of the whole model.
         plan: All stages.
         number: Of this one.
-        seq_len: Tokens of a whole row.
         world: The ranks.
         parallel: How they share the work.
         precision: Of the matrix products.
+        z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
+        again: Per layer what is computed again in the backward pass; None for nothing.
     """
-    stage = Stage(config, plan, number, seq_len, world, precision)
+    stage = Stage(config, plan, number, world, precision, z_loss)
+    for layer, kind in (again or {}).items():
+        if str(layer) in stage.layers:
+            recompute(stage.layers[str(layer)], kind)  # type: ignore[arg-type]
     if world.tp_mesh is not None:
         for block in stage.blocks:
             share_block(block, world.tp_mesh)
