@@ -28,12 +28,12 @@ from puna.tokens.tokenizer import load_tokenizer
 from puna.tokens.use import UseTokenizerConfig, use_tokenizer
 from puna.train import stage as stage_module
 from puna.train.config import PretrainConfig
-from puna.train.continued import content_digest, extend_context
+from puna.train.continued import content_digest, extend_context, plan_start
 from puna.train.initial import NOISE, fill_rows
 from puna.train.loop import train
 from puna.train.parallel.world import World
 from puna.train.stage import pretrain
-from puna.train.start_config import ContextConfig
+from puna.train.start_config import ContextConfig, InitConfig
 from tests.unit.byte_model import CONFIG, byte_tokenizer
 
 TEXTS = ["the llama eats grass in the high Andes " * 6, "quinoa and ichu, slowly " * 9] * 4
@@ -192,6 +192,7 @@ def test_new_tokens_get_rows_and_untrained_ones_are_filled(tmp_path: Path) -> No
     (event,) = read_events(tmp_path / LEDGER_FILE, "train.init")
     assert (event["stored_rows"], event["rows"]) == (268, 270)
     assert event["untrained_filled"] == [260, 262, 263]
+    assert event["new_filled"] == [268, 269]
     trained = dict(open_checkpoint(out / "model").tensors())
     filled = [260, 262, 263, 268, 269]
     kept = [row for row in range(268) if row not in filled]
@@ -202,6 +203,16 @@ def test_new_tokens_get_rows_and_untrained_ones_are_filled(tmp_path: Path) -> No
         assert spread.abs().max() < 6 * NOISE
         assert spread.std() == pytest.approx(NOISE, rel=0.4)
         assert len(torch.unique(table[filled], dim=0)) == 5
+
+
+def test_padding_that_gets_a_token_is_filled_like_a_new_row(tmp_path: Path) -> None:
+    padded = CONFIG.model_copy(update={"vocab_size": 272})
+    path = save(tmp_path / "m", config=padded)
+    tokenizer = load_tokenizer(extended(tmp_path, ["<|tool|>", "<|quinoa|>"]).path)
+    start = plan_start(InitConfig(path=str(path)), None, tokenizer, tokenizer.digest)
+    assert (start.model.vocab_size, start.stored_rows, start.rows) == (272, 272, [268, 269])
+    own = plan_start(InitConfig(path=str(path)), None, byte_tokenizer(), "")
+    assert (own.model.vocab_size, own.rows) == (272, [])
 
 
 def test_filled_rows_depend_on_seed_parameter_and_row_alone() -> None:

@@ -30,8 +30,10 @@ class Start:
         rope_factor: See :class:`puna.train.start_config.InitConfig`.
         digest: Identity of its content, wherever it stands.
         model: The model to train: the checkpoint's, with more rows and a longer context if asked.
-        stored_rows: Rows of the embedding in the checkpoint; those behind are new.
-        untrained: Rows in the checkpoint that are initialised again.
+        stored_rows: Rows of the embedding in the checkpoint.
+        new: Rows of tokens that the checkpoint's tokenizer does not have; some may be stored, as
+            padding.
+        untrained: Other rows in the checkpoint that are initialised again.
     """
 
     path: Path
@@ -39,12 +41,13 @@ class Start:
     digest: str
     model: LlamaConfig
     stored_rows: int
+    new: tuple[int, ...]
     untrained: tuple[int, ...]
 
     @property
     def rows(self) -> list[int]:
         """Rows that get initial values."""
-        return [*self.untrained, *range(self.stored_rows, self.model.vocab_size)]
+        return sorted({*self.untrained, *self.new})
 
 
 def plan_start(
@@ -69,7 +72,7 @@ def plan_start(
             f"(digests {tokenizer_digest[:8]} and {tokenizer.digest[:8]})",
             "give the tokenizer of the shards, or run the stage tokens.encode again",
         )
-    _check_vocabulary(checkpoint, tokenizer)
+    n_known = _known_ids(checkpoint, tokenizer)
     stored_rows = checkpoint.config.vocab_size
     model = checkpoint.config.model_copy(
         update={"vocab_size": max(stored_rows, tokenizer.vocab_size)}
@@ -78,13 +81,13 @@ def plan_start(
         model = extend_context(model, context)
     untrained: tuple[int, ...] = ()
     if init.untrained == "fill":
-        special = sorted(id_ for id_ in tokenizer.special_set if id_ < stored_rows)
+        special = sorted(id_ for id_ in tokenizer.special_set if id_ < min(n_known, stored_rows))
         found = look_at_rows(checkpoint, special) if special else None
         if found is not None:
             untrained = tuple(sorted({*found.zero, *(i for one in found.identical for i in one)}))
     return Start(
         checkpoint.path.resolve(), init.rope_factor, content_digest(checkpoint), model,
-        stored_rows, untrained,
+        stored_rows, tuple(range(n_known, tokenizer.vocab_size)), untrained,
     )  # fmt: skip
 
 
@@ -145,8 +148,8 @@ def extend_context(model: LlamaConfig, context: ContextConfig) -> LlamaConfig:
     return LlamaConfig.model_validate({**dict(model), **changes})
 
 
-def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that gives the checkpoint's rows another meaning."""
+def _known_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> int:
+    """Return how many ids have a row that is theirs; all must mean the same to the checkpoint."""
     own = find_tokenizer(checkpoint.path)
     rows = checkpoint.config.vocab_size
     if own is None:
@@ -157,7 +160,7 @@ def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
                 "checkpoint's cannot be told",
                 "put the tokenizer that the model was trained with beside it",
             )
-        return
+        return rows
     both = min(own.vocab_size, tokenizer.vocab_size)
     wrong = _first(i for i in range(both) if own.piece(i) != tokenizer.piece(i))
     if wrong is not None:
@@ -166,6 +169,7 @@ def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
             f"{tokenizer.piece(wrong)!r} to the tokenizer of the shards",
             "encode the documents with the checkpoint's tokenizer: stage tokens.use",
         )
+    return min(both, rows)
 
 
 def _first(found: Iterable[int]) -> int | None:

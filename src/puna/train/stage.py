@@ -88,7 +88,8 @@ def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) 
     start = plan_start(cfg.init, cfg.context, load_tokenizer(tokenizer), made_by)
     events.emit(
         "train.init", path=str(start.path), content=start.digest, stored_rows=start.stored_rows,
-        rows=start.model.vocab_size, untrained_filled=list(start.untrained),
+        rows=start.model.vocab_size, new_filled=list(start.new),
+        untrained_filled=list(start.untrained),
         max_seq_len=start.model.max_seq_len, rope_theta=start.model.rope_theta,
     )  # fmt: skip
     return train_job(
