@@ -90,7 +90,7 @@ def head_and_states() -> tuple[Tensor, Tensor, Tensor]:
     return weight_VD, hidden_BTD, labels_BT
 
 
-def shared_loss() -> tuple[Tensor, Tensor, Tensor]:
+def shared_loss(z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient of the states (summed over ranks), gradient of this rank's rows."""
     weight_VD, hidden_BTD, labels_BT = head_and_states()
     rank, n_ranks = dist.get_rank(), dist.get_world_size()
@@ -98,23 +98,25 @@ def shared_loss() -> tuple[Tensor, Tensor, Tensor]:
     first = rank * -(-len(weight_VD) // n_ranks)
     hidden_BTD.requires_grad_()
     loss = cross_entropy_sum(
-        hidden_BTD, own, labels_BT, chunk_tokens=7, group=dist.group.WORLD, first_id=first
-    )
+        hidden_BTD, own, labels_BT, chunk_tokens=7, group=dist.group.WORLD, first_id=first,
+        z_loss=z_loss,
+    )  # fmt: skip
     (3 * loss).backward()
     dist.all_reduce(hidden_BTD.grad)
     return loss.detach(), hidden_BTD.grad, own.grad
 
 
-@pytest.mark.parametrize("n_ranks", [2, 3])
-def test_loss_over_a_shared_vocabulary(n_ranks):
+@pytest.mark.parametrize(("n_ranks", "z_loss"), [(2, 0.0), (3, 0.0), (3, 0.1)])
+def test_loss_over_a_shared_vocabulary(n_ranks, z_loss):
     weight_VD, hidden_BTD, labels_BT = head_and_states()
     weight_VD.requires_grad_(), hidden_BTD.requires_grad_()
     logits = hidden_BTD @ weight_VD.T
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels_BT.flatten(), reduction="sum", ignore_index=NO_LABEL
     )
+    expected = expected + z_loss * logits.logsumexp(-1)[labels_BT != NO_LABEL].square().sum()
     (3 * expected).backward()
-    results = run_ranks(n_ranks, shared_loss)
+    results = run_ranks(n_ranks, shared_loss, z_loss)
     for loss, grad_BTD, _ in results:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
         torch.testing.assert_close(grad_BTD, hidden_BTD.grad, rtol=1e-5, atol=1e-5)

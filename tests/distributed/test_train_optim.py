@@ -1,4 +1,4 @@
-"""Muon in every layout: the losses and parameters of one process, also after a break.
+"""Optimisers, recomputation, ramps and averages in every layout: the training of one process.
 
 Each test trains in this process first and then over several ranks, with one setting that the
 layouts must not change.
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from puna.core.ledger import LEDGER_FILE, read_events
-from puna.train.config import TrainingConfig
+from puna.train.config import MemoryConfig, TrainingConfig
 from puna.train.optim_config import MuonConfig
 from puna.train.spec import JobSpec
 from tests.distributed import test_parallel_layouts as layouts
@@ -76,6 +76,25 @@ def test_muon_in_every_layout_is_muon_on_one_process(alone, tmp_path, n_ranks):
         for i, (parallel, micro) in enumerate(LAYOUTS[n_ranks])
     ]
     run_ranks(n_ranks, layouts.train_all, specs)
+    for spec in specs:
+        assert_same(spec, alone)
+
+
+FULL, SELECTIVE = MemoryConfig(recompute="full"), MemoryConfig(recompute="selective")
+RECOMPUTED = [
+    ({}, 4, FULL), ({"reshard_after_forward": True}, 2, SELECTIVE), ({"tp": 2}, 4, SELECTIVE),
+    ({"tp": 2}, 4, FULL), ({"cp": 2}, 8, SELECTIVE), ({"pp": 2}, 2, MemoryConfig(budget_gib=2e-4)),
+    ({"pp": 2, "schedule": "interleaved_1f1b"}, 2, SELECTIVE),
+    ({"pp": 2, "schedule": "looped_bfs"}, 2, FULL),
+]  # fmt: skip
+
+
+def test_layers_that_are_computed_again_change_nothing(alone, tmp_path):
+    specs = [
+        job(tmp_path / str(i), 2, parallel, micro, optim=MUON, memory=memory)
+        for i, (parallel, micro, memory) in enumerate(RECOMPUTED)
+    ]
+    run_ranks(2, layouts.train_all, specs)
     for spec in specs:
         assert_same(spec, alone)
 

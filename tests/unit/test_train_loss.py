@@ -39,6 +39,21 @@ def test_equals_the_plain_loss_and_its_gradients(chunk):
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [7, None])
+@pytest.mark.parametrize("z_loss", [1e-4, 0.1])
+def test_the_z_loss_and_its_gradients_are_those_of_plain_autograd(chunk, z_loss):
+    ours, theirs = inputs(), inputs()
+    loss = cross_entropy_sum(*ours, chunk_tokens=chunk, z_loss=z_loss)
+    hidden, weight, labels = theirs
+    log_z = (hidden.double() @ weight.double().T).logsumexp(-1)[labels != NO_LABEL]
+    expected = plain(*theirs) + z_loss * log_z.square().sum()
+    (loss / 7).backward()
+    (expected / 7).backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    for mine, reference in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-5, atol=1e-5)
+
+
 def test_positions_without_a_label_have_no_gradient():
     hidden, weight, labels = inputs()
     cross_entropy_sum(hidden, weight, labels).backward()

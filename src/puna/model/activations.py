@@ -100,10 +100,9 @@ def layer_bytes(config: LlamaConfig, kind: Recompute, shape: Shape) -> int:
 
 def head_bytes(config: LlamaConfig, shape: Shape) -> int:
     """Bytes that the last norm and the loss keep: the loss its gradients, computed beforehand."""
-    width = dtype_bytes(shape.dtype)
     norm = _norm_bytes(config.dim, shape) // shape.tp
-    # The labels, and the states that have one.
-    states = 2 * width * config.dim + 16
+    width = 4 if shape.casts_weights else dtype_bytes(shape.dtype)  # the norm's weight decides
+    states = width * config.dim
     return shape.n_tokens * (norm + states) + 4 * config.vocab_size * config.dim // shape.tp
 
 

@@ -103,7 +103,7 @@ class MemoryConfig(Config):
 
     recompute: Recompute = "none"
     """`selective`: norms, rotations and the feed-forward's elementwise part, a few percent of the
-    work for about half of the memory. `full`: the whole layer, a third more work; it keeps its
+    work, for two fifths of the memory. `full`: the whole layer, a third more work; it keeps its
     input only."""
     every: int = Field(default=1, ge=1)
     """Only every n-th layer computes again."""

@@ -49,8 +49,8 @@ def plan_recompute(
 def passes_alive(parallel: ParallelConfig, pp_rank: int, n_own: int, n_micro: int) -> int:
     """Return how many micro-batches of a stage wait for their backward pass, at most.
 
-    Of each stage of a rank that has several, on average. 1F1B: as many as stages are to come; the
-    interleaved schedules as Megatron-LM warms up; V-shaped ones as many as ranks (Qi et al., 2024).
+    Of each stage of a rank that has several, on average. 1F1B: as many as stages are to come;
+    interleaved: as Megatron-LM warms up. Other schedules recompute nothing.
     """
     pp, schedule = parallel.pp, parallel.schedule
     if pp == 1:
@@ -59,7 +59,5 @@ def passes_alive(parallel: ParallelConfig, pp_rank: int, n_own: int, n_micro: in
         return n_micro
     if schedule == "1f1b":
         return min(pp - pp_rank, n_micro)
-    chunks = 2 * pp
-    if schedule in ("interleaved_1f1b", "interleaved_zero_bubble"):
-        chunks = 2 * (pp - pp_rank - 1) + (n_own - 1) * pp + 1
+    chunks = 2 * (pp - pp_rank - 1) + (n_own - 1) * pp + 1
     return min(-(-chunks // n_own), n_micro)

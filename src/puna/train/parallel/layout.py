@@ -19,6 +19,7 @@ REPLICATE, SHARD, PP, CP, TP = "replicate", "shard", "pp", "cp", "tp"
 DIMS = (REPLICATE, SHARD, PP, CP, TP)
 
 _V_SHAPED = {"zbv", "dualpipev"}
+_SPLIT = {"interleaved_zero_bubble", *_V_SHAPED}
 _ONE_STAGE = {"gpipe", "1f1b"}
 
 
@@ -192,6 +193,13 @@ def _problems(cfg: TrainingConfig, model: LlamaConfig) -> Iterator[PunaError]:
             f"seq_len = {cfg.seq_len} does not divide into the {pieces} pieces that "
             f"parallel.tp = {p.tp} and parallel.cp = {p.cp} need",
             f"use seq_len = {near}",
+        )
+    recomputes = cfg.memory.budget_gib is not None or cfg.memory.recompute != "none"
+    if p.pp > 1 and p.schedule in _SPLIT and recomputes:
+        yield PunaError(
+            f"the schedule {p.schedule} computes the gradients of inputs and weights apart; with "
+            "[memory] each of the two would compute the layers again",
+            'use parallel.schedule = "interleaved_1f1b", or remove the section `memory`',
         )
     if p.pp > 1 and p.schedule != "gpipe":
         n_micro = cfg.rank_batch // (cfg.micro_batch or cfg.rank_batch)
