@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from puna.core.ledger import LEDGER_FILE, read_events
 from puna.train.config import MemoryConfig, TrainingConfig
-from puna.train.optim_config import MuonConfig
+from puna.train.optim_config import LastConfig, MuonConfig
 from puna.train.spec import JobSpec
 from tests.distributed import test_parallel_layouts as layouts
 from tests.distributed.ranks import run_ranks
@@ -27,9 +28,10 @@ MUON = MuonConfig(lr=3e-3, lr_adamw=2e-3, iterate_in="fp32")
 
 
 def job(
-    folder: Path, n_ranks: int, parallel: dict, micro: int, *, stop: int = N_STEPS, **values: Any
-) -> JobSpec:
-    spec = layouts.job(folder, n_ranks, parallel, micro, stop=stop)
+    folder: Path, n_ranks: int, parallel: dict, micro: int, *, stop: int = N_STEPS,
+    tied: bool = False, **values: Any,
+) -> JobSpec:  # fmt: skip
+    spec = layouts.job(folder, n_ranks, parallel, micro, tied, stop=stop)
     training = TrainingConfig.model_validate({**dict(spec.training), "steps": N_STEPS, **values})
     return replace(spec, training=training)
 
@@ -97,6 +99,23 @@ def test_layers_that_are_computed_again_change_nothing(alone, tmp_path):
     run_ranks(2, layouts.train_all, specs)
     for spec in specs:
         assert_same(spec, alone)
+
+
+def test_the_average_is_the_same_in_every_layout(tmp_path):
+    values = {"average": LastConfig(steps=3), "tied": True}
+    expected = job(tmp_path / "alone", 1, {}, layouts.N_ROWS, **values)
+    layouts.train_here(expected)
+    last = load_file(expected.out / "model-last" / "model.safetensors")
+    assert not torch.equal(
+        last["model.norm.weight"], layouts.parameters(expected.out)["model.norm.weight"]
+    )
+    parallels = [({}, 4), ({"tp": 2}, 4), ({"pp": 2, "schedule": "zbv"}, 2), ({"pp": 2}, 2)]
+    specs = [
+        job(tmp_path / str(i), 2, p, micro, **values) for i, (p, micro) in enumerate(parallels)
+    ]
+    run_ranks(2, layouts.train_all, specs)
+    for spec in specs:
+        assert_same(spec, expected)
 
 
 def test_the_momentum_moves_between_layouts(alone, tmp_path):

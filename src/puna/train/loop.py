@@ -13,6 +13,7 @@ from puna.core.ledger import Ledger
 from puna.model.accounting import account
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
+from puna.train.average import WeightAverage
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.export import export_model
 from puna.train.feed import BatchFeed
@@ -58,7 +59,8 @@ def train(
         precision, z_loss=cfg.z_loss, memory=cfg.memory,
     )  # fmt: skip
     optimizer = make_optimizer(cfg.optim, model, world, precision.dtype)
-    tensors = state_tensors(model, optimizer)
+    average = WeightAverage(cfg.average, model, cfg.n_steps)
+    tensors = {**state_tensors(model, optimizer), **average.tensors}
     restored = store.restore(tensors)
     if restored is None:
         if spec.weights is None:
@@ -67,6 +69,7 @@ def train(
             model.fill(starting_tensors(spec))
         for value in (v for state in optimizer.state.values() for v in state.values()):
             value.zero_()
+        average.reset()
     restore_copies(model, optimizer)
     first_step = restored.step if restored else 0
 
@@ -97,6 +100,7 @@ def train(
             set_lr(optimizer, lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            average.update(step)
             meter.end(step, loss=loss, lr=lr, grad_norm=grad_norm, data_s=feed.waited_s)
             if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == cfg.n_steps:
                 meter.flush()

@@ -20,6 +20,8 @@ STATE_DIR = "state"
 """Folder, inside the output, of what only the running job needs; removed at its end."""
 CHECKPOINTS_DIR = "checkpoints"
 JOB_FILE = "job.json"
+LAST_MODEL_DIR = "model-last"
+"""The weights of the last step, where the final model is an average."""
 
 
 @dataclass(frozen=True)

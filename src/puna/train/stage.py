@@ -29,7 +29,7 @@ from puna.train.config import PretrainConfig, TrainingConfig
 from puna.train.launch import TrainJob
 from puna.train.parallel.layout import check_layout
 from puna.train.progress import TrainProgress
-from puna.train.spec import JOB_FILE, STATE_DIR, JobSpec, SourceSpec, plain_training
+from puna.train.spec import JOB_FILE, LAST_MODEL_DIR, STATE_DIR, JobSpec, SourceSpec, plain_training
 
 if TYPE_CHECKING:
     from puna.train.continued import Start
@@ -180,9 +180,10 @@ def train_job(
     with TrainProgress(name, spec, bound) as shown:
         supervise(TrainJob(spec), bound, policy, history=history, on_tick=shown.update)
     if tokenizer is not None:
-        for file in TOKENIZER_FILES:
-            if (tokenizer / file).exists():
-                shutil.copyfile(tokenizer / file, out / MODEL_DIR / file)
+        for folder in (MODEL_DIR, *([LAST_MODEL_DIR] if cfg.average else [])):
+            for file in TOKENIZER_FILES:
+                if (tokenizer / file).exists():
+                    shutil.copyfile(tokenizer / file, out / folder / file)
     bound.emit("job.done")
     metrics = _metrics(cfg, model, spec, events, time.monotonic() - start_s)
     remove_tree(out / STATE_DIR)
