@@ -71,7 +71,7 @@ def job(
     training = TrainingConfig(
         steps=N_STEPS, seq_len=SEQ_LEN, global_batch=N_ROWS, micro_batch=micro_batch,
         nproc=n_ranks, parallel=ParallelConfig(**parallel), precision=precision,  # type: ignore[arg-type]
-        optim=AdamWConfig(lr=3e-3), checkpoint=CheckpointConfig(every=2, keep=20),
+        optim=AdamWConfig(lr=3e-3), checkpoint=CheckpointConfig(every=2, memory_every=0, keep=20),
     )  # fmt: skip
     return JobSpec(
         job="j", out=folder, ledger=folder / LEDGER_FILE, common={}, weights=None, special_ids={},

@@ -33,7 +33,7 @@ from puna.train.config import (
 )
 from puna.train.loop import train
 from puna.train.parallel.world import World
-from puna.train.spec import JobSpec, SourceSpec
+from puna.train.spec import SHARED_MEMORY, JobSpec, SourceSpec
 from puna.train.stage import train_job
 
 pytestmark = pytest.mark.distributed
@@ -98,7 +98,7 @@ def config(**values) -> TrainingConfig:
         "nproc": 2,
         "precision": "fp32",
         "optim": AdamWConfig(lr=1e-2),
-        "checkpoint": CheckpointConfig(every=EVERY, keep=3),
+        "checkpoint": CheckpointConfig(every=EVERY, memory_every=0, keep=3),
     }
     return TrainingConfig(**{**usual, **values})
 
@@ -192,6 +192,20 @@ def test_a_killed_rank_changes_nothing(unbroken, tmp_path):
     assert len(kinds(tmp_path, "fault.injected")) == 1
     assert steps(tmp_path) == steps(folder)
     assert model_hash(tmp_path) == model_hash(folder)
+
+
+def test_a_snapshot_in_memory_loses_no_step(unbroken, tmp_path):
+    """Also the checkpoint that was being written when the rank died changes nothing."""
+    folder, _ = unbroken
+    checkpoint = CheckpointConfig(every=EVERY, memory_every=1, keep=3)
+    metrics = run(tmp_path, checkpoint=checkpoint, fault=FaultConfig(rank=1, step=5))
+    assert [(e["step"], e["tier"]) for e in kinds(tmp_path, "train.restore")] == [(5, "memory")]
+    (fault,) = metrics["goodput"]["faults"]
+    assert fault["steps_lost"] == 0
+    assert steps(tmp_path) == steps(folder)
+    assert model_hash(tmp_path) == model_hash(folder)
+    job = kinds(tmp_path, "job.start")[0]["job"]
+    assert not list(SHARED_MEMORY.glob(f"puna-*-{job}"))
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def factory(monkeypatch):
 def job(out: Path, **training) -> JobSpec:
     values = {
         "steps": N_STEPS, "seq_len": 16, "global_batch": 4, "optim": AdamWConfig(lr=1e-2),
-        "checkpoint": CheckpointConfig(every=2, keep=2), "precision": "fp32", **training,
+        "checkpoint": CheckpointConfig(every=2, memory_every=0, keep=2), "precision": "fp32", **training,
     }  # fmt: skip
     spec = JobSpec(
         job="j", out=out, ledger=out / LEDGER_FILE, common={},
@@ -288,7 +288,10 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_good_checkpoint(
 
 
 def test_a_failed_save_may_be_recorded_and_passed_over(reference, tmp_path, monkeypatch):
-    spec = job(tmp_path, checkpoint=CheckpointConfig(every=2, keep=2, on_failure="continue"))
+    spec = job(
+        tmp_path,
+        checkpoint=CheckpointConfig(every=2, memory_every=0, keep=2, on_failure="continue"),
+    )
     seal, calls = store_module.seal, iter(range(10))
     monkeypatch.setattr(
         store_module, "seal", lambda *a, **k: full_disk() if next(calls) == 1 else seal(*a, **k)
@@ -302,7 +305,9 @@ def test_a_failed_save_may_be_recorded_and_passed_over(reference, tmp_path, monk
 
 
 def test_the_last_checkpoint_must_be_saved_in_any_case(tmp_path, monkeypatch):
-    spec = job(tmp_path, checkpoint=CheckpointConfig(every=99, on_failure="continue"))
+    spec = job(
+        tmp_path, checkpoint=CheckpointConfig(every=99, memory_every=0, on_failure="continue")
+    )
     monkeypatch.setattr(store_module, "seal", full_disk)
     with pytest.raises(PunaError, match="disk is full"):
         run(spec)

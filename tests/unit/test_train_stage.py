@@ -98,7 +98,7 @@ def config(**values) -> PretrainConfig:
         "global_batch": 4,
         "model": ModelConfig(preset="tiny", dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=8),
         "precision": "fp32",
-        "checkpoint": CheckpointConfig(every=2),
+        "checkpoint": CheckpointConfig(every=2, memory_every=0),
     }
     return PretrainConfig(**{**usual, **values})
 

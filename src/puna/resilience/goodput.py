@@ -28,6 +28,7 @@ _CHARGED_TO = {
     "train.start": "restart_init",
     "train.restore": "restart_init",
     "train.checkpoint": "checkpoint",
+    "train.snapshot": "checkpoint",
     "fault.injected": "recomputed",
 }
 

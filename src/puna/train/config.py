@@ -28,6 +28,13 @@ class CheckpointConfig(Config):
     """Steps between two checkpoints; one more is always saved at the end."""
     keep: int = Field(default=2, ge=1)
     """The newest that are kept; 2 or more let a damaged one fall back to the one before."""
+    memory_every: int = Field(default=10, ge=0)
+    """Steps between two snapshots in shared memory, which serve when processes die and the machine
+    lives on: each costs a copy, and two need twice the memory of parameters and optimiser. 0 takes
+    none."""
+    in_background: bool = True
+    """Write checkpoints from a snapshot while training goes on; False, or without snapshots: stop
+    training meanwhile."""
     on_failure: Literal["stop", "continue"] = "stop"
     """When one cannot be saved (disk full): stop with a message, so that the run goes on from the
     last good one after the fix; or record `train.checkpoint_failed` and go on. The one at the end

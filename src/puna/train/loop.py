@@ -15,6 +15,7 @@ from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.train.average import WeightAverage
 from puna.train.checkpoint.store import CheckpointStore
+from puna.train.checkpoint.tiers import CheckpointTiers
 from puna.train.export import export_model
 from puna.train.feed import BatchFeed
 from puna.train.initial import starting_tensors
@@ -51,6 +52,7 @@ def train(
     store = CheckpointStore(
         spec.out / CHECKPOINTS_DIR, world, identity=spec.identity(), keep=cfg.checkpoint.keep,
         must_save=cfg.checkpoint.on_failure == "stop", events=events,
+        group=world.background_group() if cfg.checkpoint.in_background else None,
     )  # fmt: skip
     precision = decide_precision(cfg.precision, world.device, store.earlier_dtype())
     micro_batch = cfg.micro_batch or cfg.rank_batch
@@ -61,7 +63,10 @@ def train(
     optimizer = make_optimizer(cfg.optim, model, world, precision.dtype)
     average = WeightAverage(cfg.average, model, cfg.n_steps)
     tensors = {**state_tensors(model, optimizer), **average.tensors}
-    restored = store.restore(tensors)
+    tiers = CheckpointTiers(
+        cfg.checkpoint, store, spec.memory_dir, spec.identity(), tensors, world, events, attempt
+    )
+    restored = tiers.restore()
     if restored is None:
         if spec.weights is None:
             model.fill_random(cfg.seed)
@@ -81,7 +86,10 @@ def train(
     )  # fmt: skip
     _tell_start(spec, attempt, world, precision, meter, events)
     if world.rank == 0 and (restored or attempt > 0):
-        events.emit("train.restore", attempt=attempt, step=first_step, whole=restored is not None)
+        events.emit(
+            "train.restore", attempt=attempt, step=first_step, whole=restored is not None,
+            tier=restored.tier if restored else None,
+        )  # fmt: skip
     fault = cfg.fault
     planned = PlannedFault(fault.rank, fault.step, fault.what) if fault and fault.enabled else None
     injector = FaultInjector(planned, world.rank, spec.job, events)
@@ -102,13 +110,11 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             average.update(step)
             meter.end(step, loss=loss, lr=lr, grad_norm=grad_norm, data_s=feed.waited_s)
-            if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == cfg.n_steps:
+            done, final = step + 1, step + 1 == cfg.n_steps
+            if tiers.is_due(done, final=final):
                 meter.flush()
-                heart.beat("save", step + 1)
-                store.save(
-                    step + 1, tensors, dtype=precision.name, attempt=attempt,
-                    final=step + 1 == cfg.n_steps,
-                )  # fmt: skip
+                heart.beat("save", done)
+                tiers.after_step(done, precision.name, final=final)
     heart.beat("save", cfg.n_steps)
     export_model(spec, store, world)
     heart.beat("done", cfg.n_steps)

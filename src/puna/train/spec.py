@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ CHECKPOINTS_DIR = "checkpoints"
 JOB_FILE = "job.json"
 LAST_MODEL_DIR = "model-last"
 """The weights of the last step, where the final model is an average."""
+SHARED_MEMORY = Path("/dev/shm")  # of Linux
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,13 @@ class JobSpec:
     def state_dir(self) -> Path:
         """Folder of what only the running job needs."""
         return self.out / STATE_DIR
+
+    @property
+    def memory_dir(self) -> Path | None:
+        """Folder for snapshots in shared memory; None where there is no such file system."""
+        if not SHARED_MEMORY.is_dir():
+            return None
+        return SHARED_MEMORY / f"puna-{os.getuid()}-{self.job}"
 
     def attempt_dir(self, attempt: int) -> Path:
         """Folder of an attempt's heartbeats and log."""

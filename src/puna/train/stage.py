@@ -186,6 +186,8 @@ def train_job(
                     shutil.copyfile(tokenizer / file, out / folder / file)
     bound.emit("job.done")
     metrics = _metrics(cfg, model, spec, events, time.monotonic() - start_s)
+    if spec.memory_dir is not None:
+        remove_tree(spec.memory_dir)
     remove_tree(out / STATE_DIR)
     return metrics
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -22,13 +23,16 @@ from torch.distributed.checkpoint.hf_storage import (
 __all__ = ["CheckpointException", "read", "write"]
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], *, no_dist: bool) -> None:
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], *, no_dist: bool, group: ProcessGroup | None = None
+) -> None:
     """Write tensors, each rank its part.
 
     Args:
         folder: Made if it is not there.
         tensors: Sharded or plain.
         no_dist: This rank alone.
+        group: All ranks; the default group when None.
 
     Raises:
         CheckpointException: The same on every rank.
@@ -36,14 +40,16 @@ def write(folder: Path, tensors: Mapping[str, Tensor], *, no_dist: bool) -> None
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _knowing_that_one_rank_is_alone():
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=no_dist)
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=no_dist, process_group=group)
 
 
-def read(folder: Path, tensors: Mapping[str, Tensor], *, no_dist: bool) -> None:
+def read(
+    folder: Path, tensors: Mapping[str, Tensor], *, no_dist: bool, group: ProcessGroup | None = None
+) -> None:
     """Read into tensors, each rank its part; arguments as in :func:`write`."""
     reader = HuggingFaceStorageReader(str(folder))
     with _knowing_that_one_rank_is_alone():
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=no_dist)
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=no_dist, process_group=group)
 
 
 @contextlib.contextmanager

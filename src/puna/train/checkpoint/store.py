@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
 from torch import Tensor
 
 from puna.core.errors import PunaError, explain_environment_error
@@ -45,6 +46,7 @@ class CheckpointStore:
         keep: The newest that are kept.
         must_save: A failed save raises; else it is recorded and training goes on.
         events: Ledger.
+        group: All ranks, for saving in another thread; None where that is not done.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class CheckpointStore:
         keep: int,
         must_save: bool,
         events: Ledger,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
+        self._group = group
         self._folder, self._world, self._identity = folder, world, identity
         self._keep, self._must_save, self._events = keep, must_save, events
         self._saved: int | None = None
@@ -92,7 +96,7 @@ class CheckpointStore:
         problem: PunaError | None = None
         manifest: Manifest | None = None
         try:
-            dcp.write(partial, tensors, no_dist=self._world.mesh is None)
+            dcp.write(partial, tensors, no_dist=self._world.mesh is None, group=self._group)
         except dcp.CheckpointException as error:  # a BaseException; every rank gets the same one
             problem = _explain(error, partial)
         if problem is None and self._world.rank == 0:
@@ -104,7 +108,7 @@ class CheckpointStore:
                 commit_dir(partial, step_dir(self._folder, step))
             except OSError as error:
                 problem = explain_environment_error(error, partial) or PunaError(str(error))
-        problem = self._world.from_first(problem)
+        problem = self._world.from_first(problem, self._group)
         if self._world.rank == 0:
             remove_tree(partial)
         if problem is not None:
@@ -122,6 +126,11 @@ class CheckpointStore:
                 "train.checkpoint", durable=True, step=step, seconds=seconds,
                 n_bytes=manifest.n_bytes,
             )  # fmt: skip
+
+    def newest_step(self) -> int:
+        """Steps done at the newest checkpoint, whole or not; -1 without one."""
+        found = list_steps(self._folder)[:1] if self._world.rank == 0 else []
+        return self._world.from_first(found[0] if found else -1)
 
     def earlier_dtype(self) -> str | None:
         """Dtype of the matrix products in the newest checkpoint; None when there is none."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -102,13 +102,28 @@ class World:
         if self.mesh is not None:
             dist.barrier()
 
-    def from_first(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
+    def from_first(self, value: Any, group: dist.ProcessGroup | None = None) -> Any:
+        """Return rank 0's value on every rank, through a group of all ranks if one is given."""
         if self.mesh is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        device = self.device if group is None else None  # other groups are gloo's
+        dist.broadcast_object_list(box, src=0, group=group, device=device)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, on every rank."""
+        if self.mesh is None:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def background_group(self) -> dist.ProcessGroup | None:
+        """Make a group of all ranks for another thread: collectives of two must not mix."""
+        if self.mesh is None:
+            return None
+        return cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
 
 
 def join_world(device: Device, attempt: int, timeout_s: float, layout: Layout) -> World:

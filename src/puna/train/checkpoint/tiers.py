@@ -1,0 +1,158 @@
+"""Where the state of a training is kept, nearest first: shared memory, then disk.
+
+A snapshot in shared memory costs a copy and is taken often; it serves when processes die and their
+machine lives. Checkpoints on disk are written from a snapshot by a thread while training goes on;
+they serve everything else. Both are verified when they are loaded, and what is damaged is passed
+over: from a snapshot to the other one, to the newest checkpoint, to the one before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from puna.core.ledger import Ledger
+from puna.train.checkpoint.snapshot import Snapshots
+from puna.train.checkpoint.store import CheckpointStore
+from puna.train.config import CheckpointConfig
+from puna.train.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was loaded.
+
+    Attributes:
+        step: Steps done; the next step has this number.
+        tier: ``memory`` or ``disk``.
+    """
+
+    step: int
+    tier: str
+
+
+class CheckpointTiers:
+    """Saves and restores the state of a training.
+
+    Args:
+        config: How often and how.
+        store: Checkpoints on disk.
+        memory: Folder for snapshots, in a memory file system; None for none.
+        identity: Digest of the job.
+        tensors: Live tensors, sharded or plain.
+        world: Ranks; every method is called by all of them.
+        events: Ledger.
+        attempt: Number of the attempt.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        store: CheckpointStore,
+        memory: Path | None,
+        identity: str,
+        tensors: Mapping[str, Tensor],
+        world: World,
+        events: Ledger,
+        attempt: int,
+    ) -> None:
+        self._config, self._store, self._world = config, store, world
+        self._tensors, self._events, self._attempt = tensors, events, attempt
+        self._snapshots = self._map(memory, identity) if memory and config.memory_every else None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def _map(self, folder: Path, identity: str) -> Snapshots | None:
+        """Map the buffers of all ranks, or of none."""
+        key = f"{identity} {self._world.layout.sizes} {self._world.rank}"
+        found, problem = None, ""
+        try:
+            found = Snapshots(folder, self._world.rank, key, self._tensors)
+        except OSError as error:
+            problem = str(error)
+        problems = [text for text in self._world.gather(problem) if text]
+        if problems and self._world.rank == 0:
+            self._events.emit("train.snapshots_off", why=problems[0])
+        return None if problems else found
+
+    def restore(self) -> Restored | None:
+        """Load the newest whole state; None when there is none.
+
+        Raises:
+            PunaError: A checkpoint belongs to another job.
+        """
+        if self._snapshots is not None:
+            of_ranks = self._world.gather(self._snapshots.steps())
+            common = set.intersection(*map(set, of_ranks))
+            if common and max(common) >= self._store.newest_step():
+                self._snapshots.load(max(common))
+                return Restored(max(common), "memory")
+        manifest = self._store.restore(self._tensors)
+        return None if manifest is None else Restored(manifest.step, "disk")
+
+    def is_due(self, step: int, *, final: bool) -> bool:
+        """Tell whether some tier takes the state after a step."""
+        return self._is_checkpoint(step, final) or self._is_snapshot(step)
+
+    def _is_checkpoint(self, step: int, final: bool) -> bool:
+        return final or step % self._config.every == 0
+
+    def _is_snapshot(self, step: int) -> bool:
+        return self._snapshots is not None and step % self._config.memory_every == 0
+
+    def after_step(self, step: int, dtype: str, *, final: bool) -> None:
+        """Keep the state after a step, in the tiers whose turn it is.
+
+        Args:
+            step: Steps done.
+            dtype: Dtype of the matrix products.
+            final: The last step; returns when the checkpoint is committed.
+
+        Raises:
+            PunaError: A checkpoint could not be saved and must be; one that is written meanwhile
+                tells at the next call that writes.
+        """
+        is_checkpoint = self._is_checkpoint(step, final)
+        if self._snapshots is not None and (is_checkpoint or self._is_snapshot(step)):
+            self._snapshots.take(step, dtype)
+            if self._world.rank == 0:
+                self._events.emit("train.snapshot", step=step, seconds=self._snapshots.stall_s)
+        if not is_checkpoint:
+            return
+        self.wait()
+        if self._snapshots is None or final or not self._config.in_background:
+            self._save(self._tensors, step, dtype, final)
+        else:
+            self._thread = threading.Thread(
+                target=self._save_snapshot, args=(self._snapshots, step, dtype), daemon=True
+            )
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until what is being written is committed.
+
+        Raises:
+            PunaError: A checkpoint could not be saved and must be.
+        """
+        if self._snapshots is not None:
+            self._snapshots.settle()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _save_snapshot(self, snapshots: Snapshots, step: int, dtype: str) -> None:
+        try:
+            with snapshots.pinned(step) as tensors:
+                self._save(tensors, step, dtype, False)
+        except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
+            self._error = error
+
+    def _save(self, tensors: Mapping[str, Tensor], step: int, dtype: str, final: bool) -> None:
+        self._store.save(step, tensors, dtype=dtype, attempt=self._attempt, final=final)
