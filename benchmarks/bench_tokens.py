@@ -1,6 +1,7 @@
 """Speed of tokenisation and loading against every fast library that is installed, in one run.
 
     python benchmarks/bench_tokens.py [--megabytes 24] [--repeats 5] [--ranks FILE]
+                                      [--corpus FILE]
 
 The text is this Python installation's own source (and the prose of its language reference), the
 vocabulary Llama 3's (of the package ``llama-models``, or a ranks file). All ids are compared before
@@ -9,6 +10,7 @@ contenders take it one after the other, so that what they remember of words is w
 corpus. *Seen* text is the same part once more. Rates are medians, in megabytes per CPU second (all
 threads of a contender together), which load from elsewhere hardly touches.
 
+*puna* takes Python strings like the others, *puna, Arrow* the buffers that the corpus path has.
 Contenders that are not installed are left out: gigatoken, fastokens, splintr-rs, tokie, riptoken,
 kitoken (``pip install`` them into a virtual environment of their own to see them).
 """
@@ -32,6 +34,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -58,6 +61,12 @@ def source_code(n_bytes: int) -> list[str]:
             if n_bytes <= 0:
                 return texts
     return texts
+
+
+def up_to(n_bytes: int, texts: list[str]) -> list[str]:
+    """The first texts that have this size together."""
+    sizes = np.cumsum([len(text.encode()) for text in texts])
+    return texts[: int(np.searchsorted(sizes, n_bytes)) + 1]
 
 
 def prose() -> list[str]:
@@ -181,6 +190,11 @@ def print_encoding(
         table.add_column(name, justify="left" if name in ("text", "contender") else "right")
     for corpus, texts in corpora.items():
         first, *parts = parts_of(texts, repeats + 1)
+        arrow = {id(part): texts_from(part) for part in (first, *parts)}
+        runs = {
+            **runs,
+            "puna, Arrow": lambda part, arrow=arrow: tokenizer.encode_documents(arrow[id(part)]),
+        }
         for run in runs.values():
             run(first)
         fresh, seen = ({name: [] for name in runs} for _ in range(2))
@@ -267,6 +281,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=24)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ranks", help="ranks file; default: Llama 3's of llama-models")
+    parser.add_argument("--corpus", help="Parquet file with a column `text`, as a third text")
     arguments = parser.parse_args()
     out = Console(width=120, highlight=False)
     code = source_code(int(arguments.megabytes * 1e6))
@@ -278,8 +293,13 @@ def main() -> None:
         folder = Path(name)
         tokenizer.save(folder)
         runs = contenders(tokenizer, folder, path)
-        out.print(", ".join(f"{one} {installed(one)}" for one in runs if one != "puna"))
+        out.print(
+            ", ".join(f"{one} {installed(one)}" for one in runs if not one.startswith("puna"))
+        )
         corpora = {"Python source": code, "English prose": prose()}
+        if arguments.corpus:
+            column = pq.read_table(arguments.corpus, columns=["text"])["text"].to_pylist()
+            corpora["corpus"] = up_to(int(arguments.megabytes * 1e6), column)
         print_encoding(tokenizer, runs, corpora, arguments.repeats, out)
         write_shards(folder / "shards", tokenizer, code)
         print_loading(folder / "shards", arguments.repeats, out)

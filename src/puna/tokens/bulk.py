@@ -32,52 +32,35 @@ class BulkEncoder:
     """
 
     def __init__(self, tokens: Sequence[bytes], merges: Int64[np.ndarray, "n 3"]) -> None:
+        from puna.tokens.kernels.bits import lines_of
         from puna.tokens.kernels.documents import Tables
-        from puna.tokens.kernels.merge import NO_ID, fill_pairs, fill_vocabulary
-        from puna.tokens.kernels.words import MAX_LEARNT, MEDIUM_BYTES, SHORT_BYTES, fill_words
+        from puna.tokens.kernels.merge import SIEVE_WORDS, fill_pairs
+        from puna.tokens.kernels.words import learn_tokens, new_words, table_size
 
-        long_ids = [i for i, token in enumerate(tokens) if len(token) > MEDIUM_BYTES]
-        long_arena, long_starts = _arena([tokens[i] for i in long_ids])
-        slots = np.full(_table_size(len(long_ids)), NO_ID, np.int32)
-        fill_vocabulary(long_arena, long_starts, slots)
         byte_ids = np.zeros(256, np.int64)
         for token, text in enumerate(tokens):
             if len(text) == 1:
                 byte_ids[text[0]] = token
-        pairs = np.full(_table_size(len(merges)), 2**64 - 1, np.uint64)
+        pairs = lines_of(table_size(len(merges)), 2**64 - 1)
+        sieve = lines_of(SIEVE_WORDS, 0)
         byte_pairs = np.empty(256 * 256, np.int32)
         lefts, rights, merged = (np.ascontiguousarray(column) for column in merges.T)
-        fill_pairs(lefts, rights, merged, pairs, byte_ids, byte_pairs)
-        self._tables = Tables(
-            character_classes(),
-            byte_ids,
-            np.array(long_ids, np.int64),
-            long_arena,
-            long_starts,
-            slots,
-            pairs,
-            byte_pairs,
-        )
-        n_short = sum(len(token) <= SHORT_BYTES for token in tokens)
-        self._short = np.zeros((_table_size(n_short + MAX_LEARNT), 2), np.uint64)
-        n_medium = len(tokens) - n_short + MAX_LEARNT
-        self._medium = np.zeros((_table_size(n_medium), 4), np.uint64)
-        fill_words(*_arena(tokens), self._short, self._medium)
+        fill_pairs(lefts, rights, merged, pairs, sieve, byte_ids, byte_pairs)
+        self._tables = Tables(character_classes(), byte_ids, pairs, sieve, byte_pairs)
+        self._words_of_tokens = new_words([len(token) for token in tokens])
+        learn_tokens(*_arena(tokens), self._words_of_tokens)
         self._local = threading.local()
 
     def _words(self) -> Words:
         """Return this thread's table of words; a full one forgets what it has learnt."""
-        from puna.tokens.kernels.words import MAX_LEARNT, MEDIUM_BYTES, Words
+        from puna.tokens.kernels.words import LONG_BYTES, copy_words
 
         words: Words | None = getattr(self._local, "words", None)
         if words is None:
-            ids = np.empty(4 * MAX_LEARNT, np.uint32)
-            words = self._local.words = Words(
-                self._short.copy(), self._medium.copy(), ids, np.zeros(2, np.int64)
-            )
-        elif words.used[0] >= MAX_LEARNT or words.used[1] >= len(words.ids) - MEDIUM_BYTES:
-            words.short[:], words.medium[:] = self._short, self._medium
-            words.used[:] = 0
+            words = self._local.words = copy_words(self._words_of_tokens)
+        elif (words.left < (1, 1, LONG_BYTES, LONG_BYTES)).any():
+            for mine, initial in zip(words, self._words_of_tokens, strict=True):
+                mine[:] = initial
         return words
 
     def encode(
@@ -94,8 +77,7 @@ class BulkEncoder:
             The ids of all documents and the number of ids of each.
         """
         from puna.tokens.kernels.bits import padded
-        from puna.tokens.kernels.documents import SLACK_IDS, encode_documents
-        from puna.tokens.kernels.merge import NO_ID
+        from puna.tokens.kernels.documents import NO_ID, SLACK_IDS, encode_documents
 
         first, end = int(texts.offsets[0]), int(texts.offsets[-1])
         n_docs = len(texts)
@@ -187,8 +169,3 @@ def _arena(tokens: Sequence[bytes]) -> tuple[UInt8[np.ndarray, " n"], Int64[np.n
 
     data = np.frombuffer(b"".join(tokens), np.uint8)
     return padded(data), np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-
-
-def _table_size(n_entries: int) -> int:
-    """Return a power of two, of which the entries fill two thirds at most."""
-    return 1 << max(4, (3 * n_entries // 2).bit_length())

@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+LINE_WORDS = 8
+"""Words of 64 bits in a line of the cache."""
+LANES = 16
+"""Numbers that :func:`least` looks at."""
 BLOCK = 64
 """Bytes that :func:`range_mask` looks at."""
 PADDING = 2 * BLOCK
@@ -18,6 +23,7 @@ PADDING = 2 * BLOCK
 _machine: Any = intrinsic
 """Numba's decorator: the function it makes has one argument less than checkers see."""
 
+_WORD = ir.IntType(64)
 _VECTOR = ir.VectorType(ir.IntType(8), BLOCK)
 _FIRST_LANES = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
 
@@ -33,7 +39,7 @@ def load64(typing_context: Any, data: Any, at: Any) -> Any:
     """Return 8 bytes of a byte array as one integer, the first byte lowest."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _load(context, builder, signature.args[0], args, ir.IntType(64))
+        return _load(context, builder, signature.args[0], args, _WORD)
 
     return types.uint64(data, types.int64), generate
 
@@ -79,15 +85,103 @@ def word_at(typing_context: Any, words: Any, at: Any) -> Any:
 
 
 @_machine
-def put(typing_context: Any, ids: Any, at: Any, value: Any) -> Any:
-    """Write the lower half of a word to an array of uint32."""
+def set_word(typing_context: Any, words: Any, at: Any, value: Any) -> Any:
+    """Write an element of a contiguous array of uint64, counted over all its dimensions."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
-        builder.store(builder.trunc(args[2], ir.IntType(32)), builder.gep(array.data, [args[1]]))
+        builder.store(args[2], builder.gep(array.data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, types.uint64), generate
+
+
+@_machine
+def put_pair(typing_context: Any, ids: Any, at: Any, value: Any) -> Any:
+    """Write a word as two elements of an array of uint32, the lower half first."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.gep(array.data, [args[1]])
+        builder.store(args[2], builder.bitcast(place, _WORD.as_pointer())).align = 4
         return context.get_dummy_value()
 
     return types.void(ids, types.int64, types.uint64), generate
+
+
+@_machine
+def fetch(typing_context: Any, words: Any, at: Any) -> Any:
+    """Ask for an element of a contiguous array of uint64, which is wanted soon."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        reads, nearest, is_data = (ir.Constant(number, value) for value in (0, 3, 1))
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), byte)
+        builder.call(function, [place, reads, nearest, is_data])
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64), generate
+
+
+@_machine
+def least(typing_context: Any, numbers: Any, at: Any) -> Any:
+    """Return the least of 16 elements of an array of uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(32), LANES)
+        array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), vector.as_pointer())
+        kind = ir.FunctionType(ir.IntType(32), [vector])
+        name = f"llvm.vector.reduce.umin.v{LANES}i32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.zext(builder.call(function, [builder.load(place, align=4)]), _WORD)
+
+    return types.uint64(numbers, types.int64), generate
+
+
+@_machine
+def least_match(typing_context: Any, entries: Any, at: Any, key: Any, shift: Any) -> Any:
+    """Look for a key among 8 entries of a contiguous array of uint64.
+
+    Returns:
+        What the entry has below the key, ``entry & ((1 << shift) - 1)``, or all bits set there when
+        no entry has the key in its upper bits.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(_WORD, LINE_WORDS)
+        array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), vector.as_pointer())
+
+        def everywhere(value: Any) -> Any:
+            empty = ir.Constant(vector, ir.Undefined)
+            lane = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), LINE_WORDS), [0] * LINE_WORDS)
+            return builder.shuffle_vector(lane, empty, lanes)
+
+        found = builder.load(place, align=8)
+        ones = builder.sub(builder.shl(ir.Constant(_WORD, 1), args[3]), ir.Constant(_WORD, 1))
+        same = builder.icmp_unsigned(
+            "==", builder.lshr(found, everywhere(args[3])), everywhere(args[2])
+        )
+        below = everywhere(ones)
+        kept = builder.select(same, builder.and_(found, below), below)
+        kind = ir.FunctionType(_WORD, [vector])
+        name = f"llvm.vector.reduce.umin.v{LINE_WORDS}i64"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [kept])
+
+    return types.uint64(entries, types.int64, types.uint64, types.uint64), generate
+
+
+def lines_of(n_words: int, value: int) -> np.ndarray:
+    """Return words of one value that begin where a line of the cache does."""
+    room = np.empty(n_words + LINE_WORDS, np.uint64)
+    first = -room.ctypes.data // room.itemsize % LINE_WORDS
+    room[first : first + n_words] = value
+    return room[first : first + n_words]
 
 
 def padded(data: np.ndarray) -> np.ndarray:

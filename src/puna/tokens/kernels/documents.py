@@ -7,39 +7,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from puna.data.kernels.buffers import Array, Int, kernel
-from puna.tokens.kernels.bits import BLOCK, load64, put, range_mask, word_at
+from puna.tokens.kernels.bits import BLOCK, LANES, fetch, put_pair, range_mask, set_word, word_at
 from puna.tokens.kernels.masks import NONE, cut
-from puna.tokens.kernels.merge import (
-    NO_ID,
-    SHORT_PIECE_BYTES,
-    find_token,
-    hash_bytes,
-    merge_long,
-    merge_short,
-    same_bytes,
-)
+from puna.tokens.kernels.merge import SHORT_PIECE_BYTES, SHORT_PLACES, merge_long, merge_short
 from puna.tokens.kernels.scan import part_end
 from puna.tokens.kernels.words import (
-    COUNT_BITS,
+    BELOW_TOP,
     HALF,
-    ID_BITS,
-    ID_MASK,
-    LIST_COUNT_MASK,
+    KNOWN_BYTES,
     LISTED,
-    MEDIUM_BYTES,
-    PLACE_MASK,
-    SHORT_BYTES,
+    LONG_BYTES,
+    LOWER_HALF,
+    ROW,
+    TOP,
     Words,
-    learn_word,
-    short_key,
-    slot_of,
-    upper_key,
-)  # fmt: skip
+    find_long,
+    key_of,
+    learn,
+    row_of,
+)
 from puna.tokens.pretokens import MAX_CHARS, MAX_RUN_CHARS
 
+NO_ID = -1
 SLACK_IDS = 4
 """Ids that may be written behind the last one."""
-_MAX_SEEN = 1 << 16
+_PIECES = 64
+"""Pieces whose rows are fetched before the first of them is looked at."""
 _SHORTEST_RUN = MAX_RUN_CHARS - 3 * BLOCK  # of whole blocks inside a run that is too long
 
 
@@ -49,21 +42,15 @@ class Tables(NamedTuple):
     Attributes:
         classes: Class of each code point; those beyond the table are OTHER.
         byte_ids: Id of each byte.
-        long_ids: Ids of the tokens of more than 15 bytes.
-        arena: Their bytes.
-        starts: Start of each in ``arena``.
-        slots: Hash table of :func:`~puna.tokens.kernels.merge.fill_vocabulary`.
         pairs: Hash table of :func:`~puna.tokens.kernels.merge.fill_pairs`.
+        sieve: Bits that tell what is not in it.
         byte_pairs: The same for each two bytes.
     """
 
     classes: Any
     byte_ids: Any
-    long_ids: Any
-    arena: Any
-    starts: Any
-    slots: Any
     pairs: Any
+    sieve: Any
     byte_pairs: Any
 
 
@@ -72,58 +59,33 @@ class Scratch(NamedTuple):
 
     Attributes:
         ends: Ends of the pieces of a text.
-        seen: Long pieces that took merging: start, length, first id in ``out``, number of ids.
-        ids: Of a short piece.
-        ranks: Of a short piece.
+        rows: uint64, of some pieces: the two words of the key, and where the row begins.
+        keys: Of :func:`~puna.tokens.kernels.merge.merge_short`.
+        chain: Of :func:`~puna.tokens.kernels.merge.merge_short`.
     """
 
     ends: Any
-    seen: Any
-    ids: Any
-    ranks: Any
+    rows: Any
+    keys: Any
+    chain: Any
 
 
 @kernel
 def _merge(data: Array, start: int, n: int, tables: Tables, scratch: Scratch, out: Array,
            n_out: Int) -> Int:  # fmt: skip
     # taken out once: numba counts references whenever an array comes out of a tuple
-    byte_ids, byte_pairs, pairs = tables.byte_ids, tables.byte_pairs, tables.pairs
-    ids = scratch.ids if n <= SHORT_PIECE_BYTES else np.empty(n, np.int64)
+    byte_ids, pairs, sieve = tables.byte_ids, tables.pairs, tables.sieve
+    if n <= SHORT_PIECE_BYTES:
+        return merge_short(
+            data, start, n, byte_ids, tables.byte_pairs, pairs, sieve, scratch.keys,
+            scratch.chain, out, n_out,
+        )  # fmt: skip
+    ids = np.empty(n, np.int64)
     for i in range(n):
         ids[i] = byte_ids[data[start + i]]
-    if n <= SHORT_PIECE_BYTES:
-        ranks = scratch.ranks
-        for i in range(n - 1):
-            ranks[i] = byte_pairs[256 * np.int64(data[start + i]) + data[start + i + 1]]
-        n_ids = merge_short(ids, ranks, n, pairs)
-    else:
-        n_ids = merge_long(ids, n, pairs)
+    n_ids = merge_long(ids, n, pairs, sieve)
     for i in range(n_ids):
         out[n_out + i] = ids[i]
-    return n_ids
-
-
-@kernel
-def _encode_long(data: Array, start: int, end: int, tables: Tables, scratch: Scratch, out: Array,
-                 n_out: Int) -> Int:  # fmt: skip
-    """Write the ids of a long piece to ``out``; return their number.
-
-    A piece that was met before in this call is copied from where its ids stand in ``out``.
-    """
-    n = end - start
-    digest = hash_bytes(data, start, end)
-    whole = find_token(digest, data, start, end, tables.arena, tables.starts, tables.slots)
-    if whole != NO_ID:
-        out[n_out] = tables.long_ids[whole]
-        return 1
-    seen = scratch.seen
-    slot = seen[np.int64(digest & np.uint64(len(seen) - 1))]
-    if slot[1] == n and same_bytes(data, slot[0], data, start, n):
-        for i in range(slot[3]):
-            out[n_out + i] = out[slot[2] + i]
-        return slot[3]
-    n_ids = _merge(data, start, n, tables, scratch, out, n_out)
-    slot[0], slot[1], slot[2], slot[3] = start, n, n_out, n_ids
     return n_ids
 
 
@@ -132,81 +94,95 @@ def _encode_new(data: Array, start: int, end: int, tables: Tables, words: Words,
                 scratch: Scratch, out: Array, n_out: Int) -> Int:  # fmt: skip
     """Write the ids of a piece that the table of words does not have; return their number."""
     n = end - start
-    if n > MEDIUM_BYTES:
-        return _encode_long(data, start, end, tables, scratch, out, n_out)
+    if KNOWN_BYTES < n <= LONG_BYTES:
+        long_rows, listed = words.long_rows, words.ids
+        row, _ = find_long(data, start, n, long_rows, words.texts)
+        where = long_rows[row, 2]
+        n_ids, place = np.int64(where >> HALF), np.int64(where & LOWER_HALF)
+        if n_ids:
+            for i in range(n_ids):
+                out[n_out + i] = listed[place + i]
+            return n_ids
     n_ids = _merge(data, start, n, tables, scratch, out, n_out)
-    learn_word(data, start, n, words, out, n_out, n_ids)
+    if n <= LONG_BYTES:
+        learn(data, start, n, words, out, n_out, n_ids)
     return n_ids
 
 
 @kernel
-def _write_known(
-    data: Array, start: int, ends: Array, piece: Int, n_pieces: int, short: Array, medium: Array,
-    listed: Array, out: Array, n_out: Int,
-) -> tuple[Int, Int]:  # fmt: skip
-    """Write the ids of pieces from number ``piece`` on, up to one that the tables do not have.
+def _find_rows(
+    data: Array, start: int, ends: Array, piece: Int, stop: Int, rows: Array, keys: Array
+) -> None:
+    """Write key and row of the pieces from number ``piece`` to ``stop``, and fetch the rows.
 
-    This loop is where the time goes. It calls nothing that takes arrays, and the tables come one by
-    one: numba counts references when arrays are passed on or come out of a tuple, which would cost
-    more than the search for a piece.
+    The rows come from memory while the keys of the next pieces are computed.
+    """
+    last_row = len(rows) - 1
+    at = start + (np.int64(ends[piece - 1]) if piece else 0)
+    for i in range(stop - piece):
+        next_at = start + np.int64(ends[piece + i])
+        low, high = key_of(data, at, next_at - at)
+        place = ROW * (row_of(low, high) & last_row)
+        fetch(rows, place)
+        set_word(keys, 3 * i, low)
+        set_word(keys, 3 * i + 1, high)
+        set_word(keys, 3 * i + 2, np.uint64(place))
+        at = next_at
+
+
+@kernel
+def _write_known(
+    keys: Array, number: Int, stop: Int, rows: Array, listed: Array, out: Array, n_out: Int
+) -> tuple[Int, Int]:
+    """Write the ids of pieces from key ``number`` on, up to one that the table does not have.
+
+    It calls nothing that takes arrays, and the table comes by itself: numba counts references when
+    arrays are passed on or come out of a tuple, which would cost more than the search.
 
     Returns:
-        That one, or ``n_pieces``, and the number of ids in ``out``.
+        The number of that key, or ``stop``, and the number of ids in ``out``.
     """
-    last_short, last_medium = len(short) - 1, len(medium) - 1
-    at = start + (np.int64(ends[piece - 1]) if piece else 0)
-    while piece < n_pieces:
-        next_at = start + np.int64(ends[piece])
-        n, ids = next_at - at, NONE
-        if n <= SHORT_BYTES:
-            low = short_key(data, at, n)
-            row = slot_of(low, NONE) & last_short
-            found = word_at(short, 2 * row)
-            while found != low and found != NONE:
-                row = (row + 1) & last_short
-                found = word_at(short, 2 * row)
-            ids = word_at(short, 2 * row + 1)
-        elif n <= MEDIUM_BYTES:
-            low, high = load64(data, at), upper_key(data, at, n)
-            row = slot_of(low, high) & last_medium
-            found = word_at(medium, 4 * row + 1)
-            while found != NONE and (found != high or word_at(medium, 4 * row) != low):
-                row = (row + 1) & last_medium
-                found = word_at(medium, 4 * row + 1)
-            ids = word_at(medium, 4 * row + 2)
-        n_ids = np.int64(ids >> COUNT_BITS)
-        if n_ids == 0:
-            break
-        # two are written whatever their number: that costs less than asking
-        put(out, n_out, ids & ID_MASK)
-        put(out, n_out + 1, (ids >> ID_BITS) & ID_MASK)
+    last_place = ROW * len(rows) - 1
+    while number < stop:
+        low, high = word_at(keys, 3 * number), word_at(keys, 3 * number + 1)
+        place = np.int64(word_at(keys, 3 * number + 2))
+        found = word_at(rows, place + 1)
+        while found != high or word_at(rows, place) != low:
+            if found == NONE:
+                return number, n_out
+            place = (place + ROW) & last_place
+            found = word_at(rows, place + 1)
+        ids, more = word_at(rows, place + 2), word_at(rows, place + 3)
+        # four are written whatever their number: that costs less than asking
+        put_pair(out, n_out, ids)
+        put_pair(out, n_out + 2, more & BELOW_TOP)
+        n_ids = np.int64(more >> TOP)
         if n_ids == LISTED:
-            place, n_ids = np.int64(ids & PLACE_MASK), np.int64(ids >> HALF & LIST_COUNT_MASK)
+            first, n_ids = np.int64(ids & LOWER_HALF), np.int64(ids >> HALF)
             for i in range(n_ids):
-                put(out, n_out + i, np.uint64(listed[place + i]))
+                out[n_out + i] = listed[first + i]
         n_out += n_ids
-        at = next_at
-        piece += 1
-    return piece, n_out
+        number += 1
+    return number, n_out
 
 
 @kernel
 def _encode_part(data: Array, start: int, end: int, tables: Tables, words: Words,
                  scratch: Scratch, out: Array, n_out: Int) -> Int:  # fmt: skip
     """Write the ids of a text to ``out``; return the new number of ids."""
-    ends, short, medium, listed = scratch.ends, words.short, words.medium, words.ids
+    ends, keys, rows, listed = scratch.ends, scratch.rows, words.rows, words.ids
     n_pieces = cut(data, start, end, tables.classes, ends)
-    piece = 0
-    while True:
-        piece, n_out = _write_known(
-            data, start, ends, piece, n_pieces, short, medium, listed, out, n_out
-        )
-        if piece == n_pieces:
-            return n_out
-        at = start + (np.int64(ends[piece - 1]) if piece else 0)
-        next_at = start + np.int64(ends[piece])
-        n_out += _encode_new(data, at, next_at, tables, words, scratch, out, n_out)
-        piece += 1
+    for piece in range(0, n_pieces, _PIECES):
+        stop = min(_PIECES, n_pieces - piece)
+        _find_rows(data, start, ends, piece, piece + stop, rows, keys)
+        number, n_out = _write_known(keys, 0, stop, rows, listed, out, n_out)
+        while number < stop:
+            new = piece + number
+            at = start + (np.int64(ends[new - 1]) if new else 0)
+            next_at = start + np.int64(ends[new])
+            n_out += _encode_new(data, at, next_at, tables, words, scratch, out, n_out)
+            number, n_out = _write_known(keys, number + 1, stop, rows, listed, out, n_out)
+    return n_out
 
 
 @kernel
@@ -221,14 +197,6 @@ def _may_be_cut(data: Array, at: int, end: int) -> bool:
         n_blocks = 0 if blank != NONE and visible != NONE else n_blocks + 1
         at += BLOCK
     return n_blocks * BLOCK > _SHORTEST_RUN
-
-
-@kernel
-def _seen_size(n_bytes: int) -> int:
-    size = 256
-    while size * 512 < n_bytes and size < _MAX_SEEN:
-        size *= 2
-    return size
 
 
 @kernel
@@ -254,9 +222,9 @@ def encode_documents(data: Array, offsets: Array, bos: int, eos: int, tables: Ta
         longest = max(longest, offsets[document + 1] - offsets[document])
     scratch = Scratch(
         np.empty(longest, np.int32),
-        np.zeros((_seen_size(len(data)), 4), np.int64),
-        np.empty(SHORT_PIECE_BYTES, np.int64),
-        np.empty(SHORT_PIECE_BYTES, np.int64),
+        np.empty((_PIECES, 3), np.uint64),
+        np.empty(SHORT_PLACES + LANES, np.uint32),
+        np.empty((SHORT_PLACES, 3), np.int64),
     )
     n_out = 0
     for document in range(len(offsets) - 1):

@@ -1,8 +1,8 @@
-r"""Cutting ASCII text into pieces 64 bytes at a time, with one bit per byte.
+r"""Cutting text into pieces 64 bytes at a time, with one bit per byte.
 
-In ASCII text almost every border between pieces follows from the classes of a byte and of its
-neighbours, so the borders of 64 bytes come out of some thirty operations on 64-bit masks. With L
-letters, N digits, S spaces but line breaks, R line breaks and O all others, a piece starts at
+Almost every border between pieces follows from the classes of a byte and of its neighbours, so the
+borders of 64 bytes come out of some thirty operations on 64-bit masks. With L letters, N digits, S
+spaces but line breaks, R line breaks and O all others, a piece starts at
 
 - L after anything but L, S, and an O that itself starts a piece (those two join the word);
 - N after anything but N, and every three digits;
@@ -11,8 +11,10 @@ letters, N digits, S spaces but line breaks, R line breaks and O all others, a p
 - S after anything but S, and at the last S of a run before L, N or O (it joins what follows).
 
 What needs a look further away makes a block *hard*, and :func:`~puna.tokens.kernels.scan.piece_end`
-cuts it piece by piece: bytes that are no ASCII in or near the block, and line breaks that follow
-spaces that follow line breaks. Contractions ('s, 'll) are looked up one by one.
+cuts it piece by piece: numbers and spaces that are no ASCII in or near the block, and line breaks
+that follow spaces that follow line breaks. Letters and others that are no ASCII are classified one
+by one, and all bytes of such a character have its class. Contractions ('s, 'll) are looked up
+one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 
 from puna.data.kernels.buffers import Array, kernel
 from puna.tokens.kernels.bits import BLOCK, first_bit, range_mask
-from puna.tokens.kernels.scan import Word, contraction, piece_end
+from puna.tokens.kernels.scan import LETTER, OTHER, Word, char_at, contraction, piece_end
 
 NONE = np.uint64(0)
 _ONE = np.uint64(1)
@@ -29,14 +31,35 @@ _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _REACH = 4
 """A border depends on no more than this many bytes before it."""
 
-Masks = tuple[Word, Word, Word, Word, Word, Word, Word]
-"""Bits of a block: letters, digits, spaces, line breaks, others, " ", bytes that are no ASCII."""
+Masks = tuple[Word, Word, Word, Word, Word, Word, Word, Word]
+"""Bits of a block: letters, ASCII digits, ASCII spaces, line breaks, others, " ", numbers and
+spaces that are no ASCII, and all bytes of characters but their first."""
 
-NO_MASKS: Masks = (NONE, NONE, NONE, NONE, NONE, NONE, NONE)
+NO_MASKS: Masks = (NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE)
 
 
 @kernel
-def class_masks(data: Array, at: int, end: int) -> Masks:
+def _wide_masks(data: Array, at: int, wide: Word, classes: Array) -> tuple[Word, Word, Word]:
+    """Return which of the bytes that are no ASCII belong to letters, to others, and to the rest."""
+    letter, other, rest = NONE, NONE, NONE
+    while wide != NONE:
+        first = at + first_bit(wide)
+        # of a character that began in the block before; the limits are for bytes that are no UTF-8
+        while first > at - _REACH and data[first] & 0xC0 == 0x80:
+            first -= 1
+        _, kind, width = char_at(data, first, classes)
+        n = np.uint64(first + width - at)
+        bits = wide & (((_ONE << n) - _ONE) if n < np.uint64(BLOCK) else _ALL)
+        bits |= wide & (~wide + _ONE)
+        wide ^= bits
+        letter |= bits if kind == LETTER else NONE
+        other |= bits if kind == OTHER else NONE
+        rest |= bits if kind != LETTER and kind != OTHER else NONE
+    return letter, other, rest
+
+
+@kernel
+def class_masks(data: Array, at: int, end: int, classes: Array) -> Masks:
     """Return the classes of the 64 bytes from ``at``; those from ``end`` on have none."""
     if at >= end:
         return NO_MASKS
@@ -51,7 +74,12 @@ def class_masks(data: Array, at: int, end: int) -> Masks:
     space &= ~newline
     wide = range_mask(data, at, zero, np.uint8(0x80), np.uint8(0x80)) & valid
     other = valid & ~(letter | digit | space | newline | wide)
-    return letter, digit, space, newline, other, blank, wide
+    rest, inner = NONE, NONE
+    if wide != NONE:
+        inner = range_mask(data, at, zero, np.uint8(0x80), np.uint8(0x40)) & valid
+        wide_letter, wide_other, rest = _wide_masks(data, at, wide, classes)
+        letter, other = letter | wide_letter, other | wide_other
+    return letter, digit, space, newline, other, blank, rest, inner
 
 
 @kernel
@@ -64,8 +92,8 @@ def _before(now: Word, previous: Word, n: int) -> Word:
 def is_hard(data: Array, at: int, end: int, was_hard: bool, previous: Masks, now: Masks,
             following: Masks) -> bool:  # fmt: skip
     """Tell whether the borders of the block at ``at`` do not follow from its masks."""
-    _, digit, space, newline, _, _, wide = now
-    near = wide | (previous[6] >> np.uint64(BLOCK - _REACH)) | (following[6] & np.uint64(0xF))
+    _, digit, space, newline, _, _, rest, _ = now
+    near = rest | (previous[6] >> np.uint64(BLOCK - _REACH)) | (following[6] & np.uint64(0xF))
     # a run of digits that comes out of a block whose borders are not known
     if near != NONE or (
         was_hard and (digit & (previous[1] >> np.uint64(BLOCK - 1)) & _ONE) != NONE
@@ -79,32 +107,36 @@ def is_hard(data: Array, at: int, end: int, was_hard: bool, previous: Masks, now
         at += BLOCK
         while at < end and (data[at] == 0x20 or data[at] == 0x09 or 0x0B <= data[at] <= 0x0C):
             at += 1
-        return at < end and (data[at] == 0x0A or data[at] == 0x0D)
+        return at < end and (data[at] == 0x0A or data[at] == 0x0D or data[at] >= 0x80)
     return False
 
 
 @kernel
 def piece_starts(
-    previous: Masks, now: Masks, following: Masks, others_before: Word, digits_before: Word
-) -> tuple[Word, Word, Word]:
+    previous: Masks, now: Masks, following: Masks, joined_before: Word, digits_before: Word
+) -> tuple[Word, Word, Word, Word]:
     """Return where pieces start in a block that is not hard, contractions left aside.
 
     Args:
         previous: Masks of the block before.
         now: Masks of the block.
         following: Masks of the block behind.
-        others_before: Places in the block before where others start a piece.
+        joined_before: 1 when letters at the start of the block would join an other before it.
         digits_before: Places in the block before where digits start a piece.
 
     Returns:
-        All starts, those of others, and those of digits.
+        All starts, those of others, those of digits, and ``joined_before`` of the next block.
     """
-    letter, digit, space, newline, other, blank, _ = now
+    letter, digit, space, newline, other, blank, _, inner = now
     after_other = _before(other, previous[4], 1)
     after_space = _before(space, previous[2], 1)
     others = other & ~after_other & ~_before(blank, previous[5], 1)
     letters = letter & ~_before(letter, previous[0], 1) & ~after_space
-    letters &= ~_before(others, others_before, 1)
+    # adding 1 behind the first byte of an other carries to the end of its character
+    behind_first = (others << _ONE) | joined_before
+    carried = inner + behind_first
+    letters &= ~(carried & ~inner)
+    joined = (others >> np.uint64(BLOCK - 1)) | np.uint64(carried < inner)
     after_digit = _before(digit, previous[1], 1)
     third = digit & after_digit & _before(digit, previous[1], 2)
     digits = (digit & ~after_digit) | (_before(NONE, digits_before, 3) & third)
@@ -118,7 +150,7 @@ def piece_starts(
         (following[0] | following[1] | following[4]) << np.uint64(BLOCK - 1)
     )
     spaces = space & (~after_space | before_join)
-    return letters | digits | others | newlines | spaces, others, digits
+    return letters | digits | others | newlines | spaces, others, digits, joined
 
 
 @kernel
@@ -171,13 +203,13 @@ def cut(data: Array, start: int, end: int, classes: Array, ends: Array) -> int:
         Number of pieces.
     """
     at, base, was_hard, n = start, start, False, 0
-    previous, now = NO_MASKS, class_masks(data, start, end)
-    others, digits, contracted = NONE, NONE, NONE
+    previous, now = NO_MASKS, class_masks(data, start, end, classes)
+    joined, digits, contracted = NONE, NONE, NONE
     while at < end:
         stop = min(base + BLOCK, end)
-        following = class_masks(data, base + BLOCK, end)
+        following = class_masks(data, base + BLOCK, end, classes)
         hard = is_hard(data, base, end, was_hard, previous, now, following)
-        starts, others, digits = piece_starts(previous, now, following, others, digits)
+        starts, others, digits, joined = piece_starts(previous, now, following, joined, digits)
         behind = NONE
         if hard:
             while at < stop:

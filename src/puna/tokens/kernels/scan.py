@@ -19,7 +19,7 @@ Word = Any
 
 
 @kernel
-def _char(data: Array, at: int, classes: Array) -> tuple[Word, Word, int]:
+def char_at(data: Array, at: int, classes: Array) -> tuple[Word, Word, int]:
     """Return the code point at a byte, its class and its width in bytes (valid UTF-8 assumed)."""
     first = np.int64(data[at])
     if first < 0x80:
@@ -44,7 +44,7 @@ def run_end(data: Array, at: int, end: int, classes: Array, kind: int, limit: in
         if byte < 0x80:
             found, width = classes[byte], 1
         else:
-            _, found, width = _char(data, at, classes)
+            _, found, width = char_at(data, at, classes)
         if found != kind:
             break
         at += width
@@ -75,7 +75,7 @@ def _space_end(data: Array, at: int, end: int, classes: Array) -> int:
     """Return where a piece of whitespace ends: the pattern's last three alternatives."""
     stop, last, after_newline = at, at, at
     while stop < end:
-        _, kind, width = _char(data, stop, classes)
+        _, kind, width = char_at(data, stop, classes)
         if kind < SPACE:
             break
         last = stop
@@ -90,7 +90,7 @@ def _space_end(data: Array, at: int, end: int, classes: Array) -> int:
 @kernel
 def piece_end(data: Array, at: int, end: int, classes: Array) -> int:
     """Return where the piece that starts at ``at`` ends."""
-    code, kind, width = _char(data, at, classes)
+    code, kind, width = char_at(data, at, classes)
     if code == 0x27:
         length = contraction(data, at, end)
         if length:
@@ -101,7 +101,7 @@ def piece_end(data: Array, at: int, end: int, classes: Array) -> int:
         return run_end(data, at + width, end, classes, NUMBER, 2)
     follower = np.int64(NEWLINE)
     if at + width < end:
-        follower = np.int64(_char(data, at + width, classes)[1])
+        follower = np.int64(char_at(data, at + width, classes)[1])
     if follower == LETTER and kind != NEWLINE:
         return run_end(data, at + width, end, classes, LETTER, end)
     if kind == OTHER or (code == 0x20 and follower == OTHER):
@@ -117,7 +117,7 @@ def part_end(data: Array, at: int, end: int, classes: Array, chars_left: int) ->
     while at < end:
         if chars_left == 0:
             return at, MAX_CHARS
-        code, kind, width = _char(data, at, classes)
+        code, kind, width = char_at(data, at, classes)
         space = kind >= SPACE or 0x1C <= code <= 0x1F  # as str.isspace
         if space == run_space and run_chars:
             run_chars += 1
