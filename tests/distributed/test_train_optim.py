@@ -10,16 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from puna.core.ledger import LEDGER_FILE, read_events
+from puna.tokens.loader import Batch, rank_rows
+from puna.tokens.ramp import Ramp, cut_rows
 from puna.train.config import MemoryConfig, TrainingConfig
 from puna.train.optim_config import LastConfig, MuonConfig
-from puna.train.spec import JobSpec
+from puna.train.schedule_config import RampConfig
+from puna.train.spec import JobSpec, SourceSpec
 from tests.distributed import test_parallel_layouts as layouts
 from tests.distributed.ranks import run_ranks
+from tests.unit.batches import packed_batch
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -116,6 +121,66 @@ def test_the_average_is_the_same_in_every_layout(tmp_path):
     run_ranks(2, layouts.train_all, specs)
     for spec in specs:
         assert_same(spec, expected)
+
+
+RAMP = [
+    RampConfig(until_tokens=2 * 4 * 32, global_batch=4, seq_len=16),
+    RampConfig(until_tokens=3 * 4 * 32, global_batch=4),
+]
+"""Two steps of 4 rows cut in two, one of 4 rows, then 8 rows."""
+
+
+class GrowingRows:
+    """Rows of a number each, so many of them per step as a ramp says; stops at a step."""
+
+    def __init__(self, stairs: list[list[int]], stop: int) -> None:
+        self.n_rows, self._ramp, self._stop = 8, Ramp.of(8, stairs), stop
+
+    def batch(self, step: int, rank: int, world: int) -> Batch:
+        if step == self._stop:
+            raise StopIteration
+        stair, first = self._ramp.at(step), self._ramp.rows_before(step)
+        mine = rank_rows(stair.n_rows, rank, world)
+        rows = [
+            packed_batch(layouts.MODEL.vocab_size, 1, layouts.SEQ_LEN, seed=first + row)
+            for row in mine
+        ]
+        names = ("tokens_BT", "labels_BT", "doc_ids_BT", "positions_BT")
+        parts = [np.concatenate([getattr(row, name) for row in rows]) for name in names]
+        return cut_rows(Batch(*parts), stair.n_pieces)
+
+
+def growing_rows(stairs: list[list[int]], stop: int) -> GrowingRows:
+    """Make them in a rank."""
+    return GrowingRows(stairs, stop)
+
+
+def ramped(folder: Path, n_ranks: int, parallel: dict, micro: int, stop: int = N_STEPS) -> JobSpec:
+    spec = job(folder, n_ranks, parallel, micro, stop=stop, batch_ramp=RAMP)
+    stairs = spec.training.ramp.to_json()
+    source = SourceSpec(f"{__name__}:growing_rows", {"stairs": stairs, "stop": stop})
+    return replace(spec, source=source)
+
+
+def test_a_growing_batch_is_the_same_in_every_layout_and_after_breaks(tmp_path):
+    expected = ramped(tmp_path / "alone", 1, {}, 0)
+    assert [step.n_rows for step in map(expected.training.ramp.at, range(4))] == [4, 4, 4, 8]
+    layouts.train_here(expected)
+    events = list(read_events(expected.out / LEDGER_FILE, "train.step"))
+    assert [event["tokens"] for event in events] == [128] * 3 + [256] * 3
+    parallels: list[tuple[dict, int]] = [
+        ({}, 0), ({"tp": 2}, 2), ({"cp": 2}, 4), ({"pp": 2}, 1), ({"pp": 2, "schedule": "zbv"}, 1),
+    ]  # fmt: skip
+    specs = [ramped(tmp_path / str(i), 2, p, micro) for i, (p, micro) in enumerate(parallels)]
+    run_ranks(2, layouts.train_all, specs)
+    for spec in specs:
+        assert_same(spec, expected)
+    for n_ranks, parallel, micro, stop in [
+        (2, {"pp": 2}, 1, 2), (1, {}, 4, 4), (4, {"replicate": 2}, 1, N_STEPS)
+    ]:  # fmt: skip
+        spec = ramped(tmp_path / "broken", n_ranks, parallel, micro, stop)
+        run_ranks(n_ranks, layouts.train_all, [spec])
+    assert_same(spec, expected)
 
 
 def test_the_momentum_moves_between_layouts(alone, tmp_path):

@@ -17,6 +17,7 @@ from puna.core.errors import PunaError
 from puna.tokens.curriculum import Curriculum, Phase, plan_weights
 from puna.tokens.lineage import open_source
 from puna.tokens.mixing import Assignment, check_weights
+from puna.tokens.ramp import Ramp
 from puna.tokens.shards import TokenShards
 from puna.train.config import PretrainConfig
 from tests.unit.token_shards import SIZES, arrays, loader, write_shards
@@ -56,7 +57,7 @@ def test_every_prefix_has_its_share_within_a_row(
     first: dict[str, float], curriculum: Curriculum, global_batch: int
 ) -> None:
     stretches = plan_weights(first, curriculum, N_TOKENS, "test", seq_len=8,
-                             global_batch=global_batch)  # fmt: skip
+                             ramp=Ramp(global_batch))  # fmt: skip
     n_rows = stretches[-1][0] + 200
     assignment = Assignment(stretches[0][1], stretches[1:])
     sources, numbers = assignment.rows(0, n_rows)
@@ -77,7 +78,7 @@ def test_a_blend_moves_in_a_straight_line() -> None:
     before, after = {"a": 1, "b": 0}, {"a": 0, "b": 1}
     tokens = {"a": 1, "b": 1}
     curriculum = Curriculum([Phase(10, after, 40)])
-    stretches = plan_weights(before, curriculum, tokens, "t", seq_len=1, global_batch=4)
+    stretches = plan_weights(before, curriculum, tokens, "t", seq_len=1, ramp=Ramp(4))
     assignment = Assignment(stretches[0][1], stretches[1:])
     for step in range(10, 51):
         part = (step - 10) / 40
@@ -108,11 +109,11 @@ def test_the_compiled_loop_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) 
 def test_no_source_is_read_more_often_than_it_may(
     first: dict[str, float], curriculum: Curriculum, max_epochs: dict[str, float]
 ) -> None:
-    unlimited = plan_weights(first, curriculum, N_TOKENS, "test", seq_len=8, global_batch=2)
+    unlimited = plan_weights(first, curriculum, N_TOKENS, "test", seq_len=8, ramp=Ramp(2))
     n_steps = unlimited[-1][0] // 2 + 100
     limited = Curriculum(curriculum.phases, max_epochs, "share", n_steps)
     try:
-        stretches = plan_weights(first, limited, N_TOKENS, "test", seq_len=8, global_batch=2)
+        stretches = plan_weights(first, limited, N_TOKENS, "test", seq_len=8, ramp=Ramp(2))
     except PunaError as error:
         assert "used up" in error.message  # noqa: PT017
         return
@@ -124,7 +125,7 @@ def test_no_source_is_read_more_often_than_it_may(
         assert counts.get(name, 0) * 8 <= Fraction(str(epochs)) * N_TOKENS[name]
     refused = Curriculum(curriculum.phases, max_epochs, "refuse", n_steps)
     try:
-        kept = plan_weights(first, refused, N_TOKENS, "test", seq_len=8, global_batch=2)
+        kept = plan_weights(first, refused, N_TOKENS, "test", seq_len=8, ramp=Ramp(2))
     except PunaError as error:
         assert "epochs" in error.message  # noqa: PT017
     else:

@@ -54,6 +54,8 @@ class SftConfig(TrainingConfig):
             raise ValueError(
                 f"give only one of epochs, steps and tokens, not {' and '.join(given)}"
             )
+        if self.batch_ramp:
+            raise ValueError("batch_ramp is for pretraining; set global_batch")
         # The rest is checked by the parent; the number of steps of an epoch is not known yet.
         fault_step = self.fault.step if self.fault is not None else 0
         self.with_steps(self.steps or (None if self.tokens else fault_step + 1))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from puna.core.errors import PunaError
 from puna.core.units import format_count
 from puna.tokens.mixing import check_weights, limit_denominator
+from puna.tokens.ramp import Ramp
 
 Shares = Mapping[str, Fraction]
 """Source -> share of the rows; the shares sum to 1."""
@@ -93,7 +94,7 @@ def plan_weights(
     where: str,
     *,
     seq_len: int,
-    global_batch: int,
+    ramp: Ramp,
 ) -> list[tuple[int, Shares]]:
     """Return from which row on which shares hold, the first from row 0.
 
@@ -103,7 +104,7 @@ def plan_weights(
         n_tokens: Source -> tokens of one pass.
         where: What the sources belong to, for messages.
         seq_len: Tokens of a row.
-        global_batch: Rows of a step.
+        ramp: Rows of each step.
 
     Raises:
         PunaError: Weights that do not fit the sources; phases that are out of order or overlap; a
@@ -119,14 +120,14 @@ def plan_weights(
         for stair in range(n_stairs):
             step = first + phase.blend_steps * stair // n_stairs
             shares = _between(before, after, Fraction(2 * stair + 1, 2 * n_stairs))
-            stretches.append((step * global_batch, shares))
-        stretches.append(((first + phase.blend_steps) * global_batch, after))
+            stretches.append((ramp.rows_before(step), shares))
+        stretches.append((ramp.rows_before(first + phase.blend_steps), after))
     for source in curriculum.max_epochs:
         if source not in n_tokens:
             known = ", ".join(sorted(n_tokens)) or "(none)"
             raise PunaError(f"max_epochs of an unknown source {source!r}", f"{where} has: {known}")
     supplies = {s: Supply(n, curriculum.max_epochs.get(s)) for s, n in n_tokens.items()}
-    n_rows = None if curriculum.n_steps is None else curriculum.n_steps * global_batch
+    n_rows = None if curriculum.n_steps is None else ramp.rows_before(curriculum.n_steps)
     if curriculum.used_up == "share":
         return _share_used_up(stretches, supplies, n_rows, seq_len)
     _refuse_used_up(stretches, supplies, n_rows, seq_len)

@@ -10,7 +10,7 @@ any step, on any number of ranks, with the same tokens.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -22,6 +22,7 @@ from puna.core.errors import PunaError
 from puna.tokens.curriculum import Curriculum, plan_weights
 from puna.tokens.mixing import Assignment
 from puna.tokens.packing import Segment, SourceStream
+from puna.tokens.ramp import Ramp, Stair, cut_rows
 from puna.tokens.remote import Cache
 from puna.tokens.shards import DamagedTokensError, TokenShards
 
@@ -128,6 +129,7 @@ class PackedLoader:
         on_damage: ``stop`` raises at a document whose tokens are damaged, ``skip`` leaves it out
             (see :class:`LeftOut`).
         cache: Keeps what is downloaded when ``folder`` is a URL.
+        stairs: Smaller batches at the beginning of the run.
 
     Raises:
         PunaError: The shards are damaged, the weights do not fit the sources, or a source would be
@@ -146,6 +148,7 @@ class PackedLoader:
         *,
         on_damage: OnDamage = "stop",
         cache: Cache | None = None,
+        stairs: Sequence[Stair] = (),
     ) -> None:
         for name, value in (("seq_len", seq_len), ("global_batch", global_batch)):
             if value < 1:
@@ -155,13 +158,13 @@ class PackedLoader:
         self._left_out: dict[tuple[str, int], LeftOut] = {}
         self.split, self.seq_len, self.seed = split, seq_len, seed
         self._weights = None if weights is None else dict(weights)
-        self._n_rows = global_batch
+        self._ramp = Ramp(global_batch, tuple(stairs))
         counts = self.shards.counts(split)
         n_tokens = {name: c.get("n_tokens_read", c["n_tokens"]) for name, c in counts.items()}
         self._curriculum = curriculum or Curriculum()
         self._stretches = plan_weights(
             weights, self._curriculum, n_tokens, f"{folder}/{split}",
-            seq_len=seq_len, global_batch=global_batch,
+            seq_len=seq_len, ramp=self._ramp,
         )  # fmt: skip
         self._assignment = Assignment(self._stretches[0][1], self._stretches[1:])
         self._streams = [
@@ -171,18 +174,13 @@ class PackedLoader:
 
     @property
     def n_rows(self) -> int:
-        """Rows of the global batch, B."""
-        return self._n_rows
+        """Rows of the global batch, B; after the ramp."""
+        return self._ramp.n_rows
 
     @property
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer that made the shards."""
         return self.shards.vocab_size
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of the global batch."""
-        return self._n_rows * self.seq_len
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Return a rank's rows of the global batch of a step.
@@ -195,8 +193,10 @@ class PackedLoader:
         Raises:
             PunaError: ``world`` does not divide the global batch.
         """
-        mine = rank_rows(self._n_rows, rank, world)
-        source_n, row_n = self._assignment.rows(step * self._n_rows + mine.start, len(mine))
+        stair = self._ramp.at(step)
+        mine = rank_rows(stair.n_rows, rank, world)
+        first = self._ramp.rows_before(step) + mine.start
+        source_n, row_n = self._assignment.rows(first, len(mine))
         shape = (len(mine), self.seq_len)
         tokens_BT = np.zeros(shape, np.int64)
         labels_BT = np.full(shape, NO_LABEL, np.int64)
@@ -223,9 +223,10 @@ class PackedLoader:
                     labels_BT[i, here.start : at - 1] = window[1:]
                     labels_BT[i, at - 1] = NO_LABEL if following is None else following
         names = tuple(self._assignment.sources)
-        return Batch(
+        whole = Batch(
             tokens_BT, labels_BT, doc_ids_BT, positions_BT, names, source_n.astype(np.int64)
         )
+        return cut_rows(whole, stair.n_pieces)
 
     def _tokens(
         self, stream: SourceStream, segment: Segment
@@ -260,7 +261,8 @@ class PackedLoader:
             Per row ``{"row", "source", "segments": [{"document_id", "source", "tokens": [start,
             end), "epoch"}]}``; token numbers count from the document's begin token.
         """
-        source_n, row_n = self._assignment.rows(step * self._n_rows, self._n_rows)
+        first = self._ramp.rows_before(step)
+        source_n, row_n = self._assignment.rows(first, self._ramp.at(step).n_rows)
         rows = []
         for i, (source, row) in enumerate(zip(source_n, row_n, strict=True)):
             stream = self._streams[source]
@@ -285,12 +287,12 @@ class PackedLoader:
     def weights_at(self, step: int) -> dict[str, float]:
         """Return the shares of the sources at a step; a source that is left out has none."""
         firsts = [first for first, _ in self._stretches]
-        at = bisect.bisect_right(firsts, step * self._n_rows) - 1
+        at = bisect.bisect_right(firsts, self._ramp.rows_before(step)) - 1
         return {name: float(share) for name, share in self._stretches[at][1].items()}
 
     def mean_weights(self, n_steps: int) -> dict[str, float]:
         """Return the mean share of each source over the first steps, one at least."""
-        n_rows = max(n_steps, 1) * self._n_rows
+        n_rows = self._ramp.rows_before(max(n_steps, 1))
         ends = [*(first for first, _ in self._stretches[1:]), n_rows]
         totals = dict.fromkeys(self._assignment.sources, 0.0)
         for (first, shares), end in zip(self._stretches, ends, strict=True):
@@ -300,7 +302,7 @@ class PackedLoader:
 
     def rows_per_source(self, step: int) -> dict[str, int]:
         """Return how many rows of each source the first ``step`` steps hold."""
-        counts = self._assignment.counts(step * self._n_rows)
+        counts = self._assignment.counts(self._ramp.rows_before(step))
         return {s.shard.source: int(n) for s, n in zip(self._streams, counts, strict=True)}
 
     def epochs(self, step: int) -> dict[str, float]:
@@ -317,12 +319,13 @@ class PackedLoader:
                 "split": self.split,
                 "weights": self._weights,
                 "seq_len": self.seq_len,
-                "global_batch": self._n_rows,
+                "global_batch": self._ramp.n_rows,
                 "seed": self.seed,
                 "digest": self.shards.digest,
                 "curriculum": self._curriculum.to_json(),
                 "on_damage": self.on_damage,
                 "cache": None if self.cache is None else self.cache.to_json(),
+                "stairs": self._ramp.to_json(),
             },
         }
 
@@ -354,6 +357,7 @@ def packed_loader(
     curriculum: dict[str, Any] | None = None,
     on_damage: OnDamage = "stop",
     cache: dict[str, Any] | None = None,
+    stairs: Sequence[Sequence[int]] = (),
 ) -> PackedLoader:
     """Open a loader from JSON values (the factory of training processes).
 
@@ -368,6 +372,7 @@ def packed_loader(
         curriculum: See :meth:`puna.tokens.curriculum.Curriculum.of`; None for weights that stay.
         on_damage: See :class:`PackedLoader`.
         cache: See :meth:`puna.tokens.remote.Cache.of`; for shards in a store.
+        stairs: See :meth:`puna.tokens.ramp.Ramp.of`.
 
     Raises:
         PunaError: The shards are damaged or others than expected.
@@ -376,6 +381,7 @@ def packed_loader(
         folder, split, weights, seq_len, global_batch, seed,
         None if curriculum is None else Curriculum.of(curriculum),
         on_damage=on_damage, cache=None if cache is None else Cache.of(cache),
+        stairs=Ramp.of(global_batch, stairs).stairs,
     )  # fmt: skip
     if digest is not None and digest != loader.shards.digest:
         raise PunaError(f"the token shards in {folder} have changed since this run used them",

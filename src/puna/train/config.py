@@ -16,8 +16,9 @@ from puna.model.activations import Recompute
 from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
+from puna.tokens.ramp import Ramp
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
-from puna.train.schedule_config import CosineConfig, ScheduleConfig, steps_of
+from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
 
 
@@ -138,6 +139,10 @@ class TrainingConfig(Config):
     """Tokens per row."""
     global_batch: int = Field(default=16, ge=1)
     """Rows per optimiser step, over all ranks."""
+    batch_ramp: list[RampConfig] = Field(default_factory=list)
+    """Smaller batches at the beginning, in the order of time; `global_batch` and `seq_len` are
+    those at the end. Llama 3 405B: 4M tokens of 4,096 until 252M, 8M of 8,192 until 2.87T, then
+    16M."""
     micro_batch: int = Field(default=0, ge=0)
     """Rows per forward pass of one rank; fewer means less memory, the result stays the same up to
     rounding. 0 means all rows of the rank at once."""
@@ -192,21 +197,9 @@ class TrainingConfig(Config):
                 f"parallel.tp={p.tp} x cp={p.cp} x pp={p.pp} x replicate={p.replicate} does not "
                 f"divide nproc={self.nproc}; use nproc={near}"
             )
-        if self.global_batch % self.data_ranks:
-            low = self.global_batch - self.global_batch % self.data_ranks
-            near = " or ".join(str(rows) for rows in (low, low + self.data_ranks) if rows)
-            raise ValueError(
-                f"global_batch={self.global_batch} rows do not divide among the "
-                f"{self.data_ranks} data-parallel ranks of nproc={self.nproc}; "
-                f"use global_batch={near}"
-            )
-        if self.micro_batch and self.rank_batch % self.micro_batch:
-            fitting = [n for n in range(1, self.rank_batch + 1) if self.rank_batch % n == 0]
-            raise ValueError(
-                f"micro_batch={self.micro_batch} does not divide the {self.rank_batch} rows of a "
-                f"rank (global_batch={self.global_batch} / {self.data_ranks} data-parallel ranks); "
-                f"use one of {', '.join(map(str, fitting))}"
-            )
+        for n_rows in (self.global_batch, *(one.global_batch for one in self.batch_ramp)):
+            self._check_rows(n_rows)
+        plan_ramp(self.batch_ramp, self.global_batch, self.seq_len)
         fault = self.fault
         if fault is not None and fault.enabled:
             if fault.rank >= self.nproc:
@@ -219,6 +212,42 @@ class TrainingConfig(Config):
                 )
         return self
 
+    def _check_rows(self, global_batch: int) -> None:
+        if global_batch % self.data_ranks:
+            low = global_batch - global_batch % self.data_ranks
+            near = " or ".join(str(rows) for rows in (low, low + self.data_ranks) if rows)
+            raise ValueError(
+                f"global_batch={global_batch} rows do not divide among the "
+                f"{self.data_ranks} data-parallel ranks of nproc={self.nproc}; "
+                f"use global_batch={near}"
+            )
+        rank_batch = global_batch // self.data_ranks
+        if self.micro_batch and rank_batch % self.micro_batch:
+            fitting = [n for n in range(1, rank_batch + 1) if rank_batch % n == 0]
+            raise ValueError(
+                f"micro_batch={self.micro_batch} does not divide the {rank_batch} rows of a "
+                f"rank (global_batch={global_batch} / {self.data_ranks} data-parallel ranks); "
+                f"use one of {', '.join(map(str, fitting))}"
+            )
+
+    @property
+    def ramp(self) -> Ramp:
+        """The batch ramp in steps of this run."""
+        return plan_ramp(self.batch_ramp, self.global_batch, self.seq_len)
+
+    @property
+    def batch_shapes(self) -> list[tuple[int, int]]:
+        """Rows of seq_len per step, and tokens of the rows they are cut into, over the run."""
+        ramp = self.ramp
+        return [
+            *((stair.n_rows, self.seq_len // stair.n_pieces) for stair in ramp.stairs),
+            (self.global_batch, self.seq_len),
+        ]
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of all steps before one."""
+        return self.ramp.rows_before(step) * self.seq_len
+
     @property
     def data_ranks(self) -> int:
         """Data-parallel ranks: those that take different rows."""
@@ -227,12 +256,12 @@ class TrainingConfig(Config):
 
     @property
     def rank_batch(self) -> int:
-        """Rows per step of one data-parallel rank."""
-        return self.global_batch // self.data_ranks
+        """Rows per step of one data-parallel rank, at most."""
+        return max(n_rows for n_rows, _ in self.batch_shapes) // self.data_ranks
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens per optimiser step, over all ranks."""
+        """Tokens per optimiser step after the ramp, over all ranks."""
         return self.global_batch * self.seq_len
 
     @property
@@ -240,7 +269,7 @@ class TrainingConfig(Config):
         """Optimiser steps of the whole run."""
         if self.steps is not None:
             return self.steps
-        return math.ceil((self.tokens or 1) / self.tokens_per_step)
+        return self.ramp.steps_for(math.ceil((self.tokens or 1) / self.seq_len))
 
 
 class PhaseConfig(Config):
@@ -318,7 +347,7 @@ class PretrainConfig(TrainingConfig):
         return Curriculum(
             [
                 Phase(
-                    -(-phase.start_tokens // self.tokens_per_step)
+                    self.ramp.steps_for(math.ceil(phase.start_tokens / self.seq_len))
                     if phase.start_tokens is not None
                     else steps_of(phase.start or 0.0, n_steps),
                     dict(phase.weights),

@@ -80,7 +80,6 @@ def train(
 
     meter = StepMeter(
         events, world, attempt=attempt, log_every=cfg.log_every,
-        tokens_per_step=cfg.tokens_per_step,
         flops_per_token=account(spec.model).flops_per_token(cfg.seq_len),
         peak_flops=peak_flops(spec.state_dir, world, precision.dtype),
     )  # fmt: skip
@@ -109,7 +108,10 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update(step)
-            meter.end(step, loss=loss, lr=lr, grad_norm=grad_norm, data_s=feed.waited_s)
+            meter.end(
+                step, n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step), loss=loss,
+                lr=lr, grad_norm=grad_norm, data_s=feed.waited_s,
+            )  # fmt: skip
             done, final = step + 1, step + 1 == cfg.n_steps
             if tiers.is_due(done, final=final):
                 meter.flush()
@@ -138,6 +140,6 @@ def _tell_start(
             "train.start", attempt=attempt, n_params=account(spec.model).n_params,
             world=world.size, n_threads=world.n_threads, device=str(world.device),
             dtype=precision.name, dtype_reason=precision.reason, steps=spec.training.n_steps,
-            tokens_per_step=meter.tokens_per_step, flops_per_token=meter.flops_per_token,
+            tokens_per_step=spec.training.tokens_per_step, flops_per_token=meter.flops_per_token,
             peak_flops_measured=meter.peak_flops,
         )  # fmt: skip

@@ -90,7 +90,6 @@ class StepMeter:
         world: The ranks.
         attempt: Number of the attempt.
         log_every: Steps per event.
-        tokens_per_step: Over all ranks.
         flops_per_token: Analytic, forward and backward.
         peak_flops: Of all ranks together.
     """
@@ -102,7 +101,6 @@ class StepMeter:
         *,
         attempt: int,
         log_every: int,
-        tokens_per_step: int,
         flops_per_token: int,
         peak_flops: float,
     ) -> None:
@@ -112,10 +110,10 @@ class StepMeter:
             attempt,
             log_every,
         )
-        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
+        self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self._begin_s = 0.0
-        self._n_steps, self._seconds, self._data_s = 0, 0.0, 0.0
+        self._n_steps, self._n_tokens, self._seconds, self._data_s = 0, 0, 0.0, 0.0
         self._last: dict[str, Any] = {}
 
     def begin(self) -> None:
@@ -123,12 +121,20 @@ class StepMeter:
         self._begin_s = time.perf_counter()
 
     def end(
-        self, step: int, *, loss: float, lr: float, grad_norm: float, data_s: float = 0.0
+        self,
+        step: int,
+        *,
+        n_tokens: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        data_s: float = 0.0,
     ) -> None:
         """A step is done.
 
         Args:
             step: Its number.
+            n_tokens: Of the global batch.
             loss: Mean over the labelled tokens of the global batch, in nats.
             lr: Learning rate.
             grad_norm: Before clipping.
@@ -136,6 +142,7 @@ class StepMeter:
         """
         synchronize(self._world.device)
         self._n_steps += 1
+        self._n_tokens += n_tokens
         self._seconds += time.perf_counter() - self._begin_s
         self._data_s += data_s
         self._last = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
@@ -146,12 +153,12 @@ class StepMeter:
         """Write the event of the steps since the last one; before a checkpoint, and when due."""
         if self._n_steps and self._world.rank == 0:
             step_s = self._seconds / self._n_steps
-            tokens_per_s = self.tokens_per_step / step_s
+            tokens_per_s = self._n_tokens / self._seconds
             self._events.emit(
                 "train.step", attempt=self._attempt, n_steps=self._n_steps, **self._last,
-                tokens=self.tokens_per_step * self._n_steps, step_s=step_s,
+                tokens=self._n_tokens, step_s=step_s,
                 data_s=self._data_s / self._n_steps,
                 tokens_per_s=tokens_per_s,
                 mfu=tokens_per_s * self.flops_per_token / self.peak_flops,
             )  # fmt: skip
-        self._n_steps, self._seconds, self._data_s = 0, 0.0, 0.0
+        self._n_steps, self._n_tokens, self._seconds, self._data_s = 0, 0, 0.0, 0.0

@@ -26,14 +26,14 @@ class TrainProgress:
 
     def __init__(self, name: str, spec: JobSpec, events: Ledger) -> None:
         self._job, self._path = spec.job, events.path
-        self._tokens_per_step = spec.training.tokens_per_step
+        self._tokens_before = spec.training.tokens_before
         self._steps_done = read_history(events.path, spec.job).steps_done
         self._offset = events.path.stat().st_size if events.path and events.path.exists() else 0
         self._manager: AbstractContextManager[Bar] = progress(
             name,
-            total=spec.training.n_steps * self._tokens_per_step,
+            total=self._tokens_before(spec.training.n_steps),
             unit="tokens",
-            initial=self._steps_done * self._tokens_per_step,
+            initial=self._tokens_before(self._steps_done),
         )
         self._bar: Bar | None = None
 
@@ -56,12 +56,13 @@ class TrainProgress:
                 continue
             n_new = event["step"] + 1 - self._steps_done
             if n_new > 0 and self._bar is not None:
+                before = self._tokens_before(self._steps_done)
                 self._steps_done += n_new
                 note = (
                     f"loss {event['loss']:.3f}, {format_rate(event['tokens_per_s'], 'tok')}, "
                     f"MFU {event['mfu']:.0%}"
                 )
-                self._bar.advance(n_new * self._tokens_per_step, note)
+                self._bar.advance(self._tokens_before(self._steps_done) - before, note)
 
     def _new_events(self) -> Iterator[dict[str, Any]]:
         if self._path is None or not self._path.exists():

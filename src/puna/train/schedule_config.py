@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from puna.core.config import Config
+from puna.tokens.ramp import Ramp, Stair
 
 
 def steps_of(value: float, n_steps: int) -> int:
@@ -73,3 +76,33 @@ class RampConfig(Config):
     seq_len: int | None = Field(default=None, ge=2)
     """Cut each row into shorter ones of so many tokens, as if they were all there is: cheaper
     attention. It divides the `seq_len` of the run, which is meant when this is absent."""
+
+
+def plan_ramp(ramp: Sequence[RampConfig], global_batch: int, seq_len: int) -> Ramp:
+    """Turn a batch ramp into steps.
+
+    Args:
+        ramp: In the order of time.
+        global_batch: Rows of a step after it.
+        seq_len: Tokens of a row.
+
+    Raises:
+        ValueError: An end is not after the one before it, or rows cannot be cut into equal ones.
+    """
+    stairs, n_tokens, end = list[Stair](), 0, 0
+    for number, one in enumerate(ramp, 1):
+        if one.until_tokens <= n_tokens:
+            raise ValueError(
+                f"batch_ramp {number}: until_tokens={one.until_tokens} is not after the "
+                f"{n_tokens} tokens of the steps before it"
+            )
+        short = one.seq_len or seq_len
+        if seq_len % short:
+            raise ValueError(
+                f"batch_ramp {number}: seq_len={short} does not divide the seq_len={seq_len} of "
+                "the run"
+            )
+        n_steps = math.ceil((one.until_tokens - n_tokens) / (one.global_batch * seq_len))
+        n_tokens, end = n_tokens + n_steps * one.global_batch * seq_len, end + n_steps
+        stairs.append(Stair(end, one.global_batch, seq_len // short))
+    return Ramp(global_batch, tuple(stairs))

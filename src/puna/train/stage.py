@@ -73,7 +73,7 @@ def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) 
                         )  # fmt: skip
     loader = PackedLoader(
         shards, "train", dict(cfg.weights) or None, cfg.seq_len, cfg.global_batch, cfg.seed,
-        cfg.curriculum, on_damage=cfg.on_damage,
+        cfg.curriculum, on_damage=cfg.on_damage, stairs=cfg.ramp.stairs,
         cache=cfg.cache.open() if is_remote(shards) else None,
     )  # fmt: skip
     tokenizer = _tokenizer_folder(cfg, inputs, out)
@@ -232,7 +232,7 @@ def _metrics(
     found: dict[str, Any] = {
         "seconds": seconds,
         "steps": cfg.n_steps,
-        "tokens": cfg.n_steps * cfg.tokens_per_step,
+        "tokens": cfg.tokens_before(cfg.n_steps),
         "n_params": account(model).n_params,
         "world": cfg.nproc,
     }

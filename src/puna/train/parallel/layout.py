@@ -186,14 +186,15 @@ def _problems(cfg: TrainingConfig, model: LlamaConfig) -> Iterator[PunaError]:
             "lower parallel.tp",
         )
     pieces = p.tp * (2 * p.cp if p.cp > 1 else 1)
-    if cfg.seq_len % pieces:
-        low = cfg.seq_len // pieces * pieces
-        near = " or ".join(str(n) for n in (low, low + pieces) if n)
-        yield PunaError(
-            f"seq_len = {cfg.seq_len} does not divide into the {pieces} pieces that "
-            f"parallel.tp = {p.tp} and parallel.cp = {p.cp} need",
-            f"use seq_len = {near}",
-        )
+    for _, seq_len in cfg.batch_shapes:
+        if seq_len % pieces:
+            low = seq_len // pieces * pieces
+            near = " or ".join(str(n) for n in (low, low + pieces) if n)
+            yield PunaError(
+                f"seq_len = {seq_len} does not divide into the {pieces} pieces that "
+                f"parallel.tp = {p.tp} and parallel.cp = {p.cp} need",
+                f"use seq_len = {near}",
+            )
     recomputes = cfg.memory.budget_gib is not None or cfg.memory.recompute != "none"
     if p.pp > 1 and p.schedule in _SPLIT and recomputes:
         yield PunaError(
@@ -202,7 +203,8 @@ def _problems(cfg: TrainingConfig, model: LlamaConfig) -> Iterator[PunaError]:
             'use parallel.schedule = "interleaved_1f1b", or remove the section `memory`',
         )
     if p.pp > 1 and p.schedule != "gpipe":
-        n_micro = cfg.rank_batch // (cfg.micro_batch or cfg.rank_batch)
+        rows = min(n_rows for n_rows, _ in cfg.batch_shapes) // cfg.data_ranks
+        n_micro = rows // (cfg.micro_batch or rows)
         need = 2 * p.pp if p.schedule == "dualpipev" else p.pp
         if n_micro < need or (p.schedule != "1f1b" and n_micro % p.pp):
             rows = cfg.data_ranks * need * (cfg.micro_batch or 1)

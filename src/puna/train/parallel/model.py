@@ -39,8 +39,8 @@ class ParallelModel:
     Args:
         config: Shape of the whole model.
         seq_len: Tokens per row.
-        micro_batch: Rows per forward pass.
-        n_micro: Forward passes per step.
+        micro_batch: Rows per forward pass, at most; of shorter rows, as many as have its tokens.
+        n_micro: Forward passes per step, at most.
         world: The ranks.
         parallel: How they share the work.
         precision: Of the matrix products.
@@ -62,7 +62,8 @@ class ParallelModel:
         memory: MemoryConfig | None = None,
     ) -> None:
         self.config, self.world = config, world
-        self._micro_batch = micro_batch
+        self._micro_tokens = micro_batch * seq_len
+        self._schedule, self._dtype = parallel.schedule, precision.dtype
         self._plan: StagePlan = plan_stages(parallel, config.n_layers)
         again = plan_recompute(
             memory or MemoryConfig(), config, parallel, self._plan, world.place(PP), n_micro,
@@ -75,16 +76,7 @@ class ParallelModel:
             for number in self._plan.of(world.place(PP))
         }
         self._share = ContextShare(world.place(CP), world.layout.cp)
-        self._pipeline: Pipeline | None = None
-        if self._plan.n_stages > 1:
-            # Half a second to import: PyTorch's schedules bring its compiler.
-            from puna.train.parallel.pipeline import Pipeline
-
-            self._pipeline = Pipeline(
-                self.stages, self._plan, parallel.schedule, world,
-                n_micro=n_micro, hidden_shape=self._hidden_shape(seq_len),
-                hidden_dtype=precision.dtype,
-            )  # fmt: skip
+        self._pipelines: dict[tuple[int, int], Pipeline] = {}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield this rank's parameters; a tied embedding that two of its stages have, twice."""
@@ -114,14 +106,19 @@ class ParallelModel:
             stage.n_labelled = n_labelled / copies
         tokens_BT, positions_BT = map(self._share.take, (batch.tokens_BT, batch.positions_BT))
         parts = (tokens_BT, positions_BT, batch.doc_ids_BT, labels_BT)
-        loss = self._run(*parts) if self._pipeline is None else self._pipeline.run(*parts)
+        if self._plan.n_stages == 1:
+            loss = self._run(*parts)
+        else:
+            loss = self._pipeline_for(*batch.tokens_BT.shape).run(*parts)
         self._add_tied()
         return self.world.sum([loss / self.world.layout.tp])[0]
 
     def _run(self, *parts_BT: Tensor) -> float:
         """Compute one micro-batch after the other; return this rank's part of the loss."""
         (stage,) = self.stages.values()
-        pieces = list(zip(*(part.split(self._micro_batch) for part in parts_BT), strict=True))
+        n_rows, seq_len = len(parts_BT[0]), parts_BT[0].shape[1] * self._share.size
+        micro_batch = self._micro_batch(n_rows, seq_len)
+        pieces = list(zip(*(part.split(micro_batch) for part in parts_BT), strict=True))
         total = torch.zeros(1, device=self.world.device)
         for index, piece in enumerate(pieces):
             if isinstance(stage, FSDPModule):
@@ -131,9 +128,23 @@ class ParallelModel:
             total += loss.detach()
         return total.item()
 
-    def _hidden_shape(self, seq_len: int) -> tuple[int, int, int]:
-        layout = self.world.layout
-        return self._micro_batch, seq_len // (layout.cp * layout.tp), self.config.dim
+    def _micro_batch(self, n_rows: int, seq_len: int) -> int:
+        return min(n_rows, self._micro_tokens // seq_len)
+
+    def _pipeline_for(self, n_rows: int, seq_len: int) -> Pipeline:
+        """Return the pipeline of a step with so many rows; each is made once."""
+        # Half a second to import: PyTorch's schedules bring its compiler.
+        from puna.train.parallel.pipeline import Pipeline
+
+        if (n_rows, seq_len) not in self._pipelines:
+            micro_batch, layout = self._micro_batch(n_rows, seq_len), self.world.layout
+            self._pipelines[n_rows, seq_len] = Pipeline(
+                self.stages, self._plan, self._schedule, self.world,
+                n_micro=n_rows // micro_batch,
+                hidden_shape=(micro_batch, seq_len // (layout.cp * layout.tp), self.config.dim),
+                hidden_dtype=self._dtype,
+            )  # fmt: skip
+        return self._pipelines[n_rows, seq_len]
 
     @property
     def _tied(self) -> list[nn.Parameter]:

@@ -67,7 +67,7 @@ def _mix(encoded: Artifact, pretrain: Artifact | None) -> list[dict[str, Any]] |
         return None  # in a store; a report does not wait for one
     loader = PackedLoader(
         encoded.path, "train", config.weights or None, config.seq_len, config.global_batch,
-        config.seed, config.curriculum,
+        config.seed, config.curriculum, stairs=config.ramp.stairs,
     )  # fmt: skip
     wanted = loader.mean_weights(config.n_steps)
     rows = loader.rows_per_source(config.n_steps)
