@@ -47,11 +47,14 @@ def _run(spec: JobSpec, attempt: int, heart: HeartbeatWriter, events: Ledger) ->
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     # Notes of libraries to their developers; a person who trains can do nothing about them.
     warnings.filterwarnings("ignore", module=r"torch\.")
+    from puna.train.deterministic import be_deterministic
     from puna.train.loop import train
     from puna.train.parallel.layout import Layout
     from puna.train.parallel.world import join_world, leave_world
 
     cfg, restart = spec.training, spec.training.restart
+    if cfg.deterministic:
+        be_deterministic()
     world = join_world(
         cfg.device, attempt, 2 * max(restart.hang_timeout_s, restart.start_timeout_s),
         Layout.of(cfg.parallel, cfg.nproc),
