@@ -7,6 +7,11 @@ builds one), or else of the text files and Python sources of this machine. Each 
 document as it is. Rates are per CPU second; datatrove's include its words, which it makes anew for
 each filter here, as ours do. Exits with 1 when a decision, a reason or a rewritten text differs.
 
+    python benchmarks/bench_filters.py --corpus FOLDER --docs 200000 --only-agreement --minutes 45
+
+compares without timing, and sooner: datatrove makes the words of a document once, and the words of
+all documents are compared. It stops after the given minutes and tells how many documents it did.
+
     python benchmarks/bench_filters.py --only-ours
 
 times every profile. `--dclm FOLDER` (a checkout of mlfoundations/dclm) and `--redpajama FOLDER`
@@ -42,6 +47,7 @@ from puna.data.words.urls import Urls
 
 MAX_CHARS = 200_000
 SHOWN_DIFFERENCES = 10
+AGREEMENT_BLOCK = 2000
 
 
 def sample_corpus(folder: Path, n_docs: int, seed: int) -> list[str]:
@@ -105,6 +111,22 @@ def peers() -> list[tuple[FilterConfig, Any]]:
     ]
 
 
+def ask(peer: Any, document: Any) -> Any:
+    """The peer's verdict, None where it fails: on a text without words."""
+    try:
+        return peer.filter(document)
+    except ZeroDivisionError:
+        return None
+
+
+def differs(mine: FilterConfig, verdicts: Verdicts, index: int, text: str, result: Any) -> bool:
+    """Tell whether our verdict on a document is another one; ``text`` is what the peer made."""
+    reason = verdicts.reason[index]
+    found = True if reason is None else (False, reason.partition(".")[2])
+    same_text = not (mine.rewrites and found is True) or verdicts.text[index] == text
+    return result is not None and (found != result or not same_text)
+
+
 def compare(mine: FilterConfig, peer: Any, texts: list[str], out: Console) -> tuple[int, list[str]]:
     """Compare one filter; return the number of differences and the row of the table."""
     from datatrove.data import Document
@@ -121,22 +143,14 @@ def compare(mine: FilterConfig, peer: Any, texts: list[str], out: Console) -> tu
     split_into_parts.cache_clear()
     peer.filter(Document(text="It loads its tokenizer. " * 20, id=""))
     start_s = time.process_time()
-    results: list[Any] = []
-    for document in documents:
-        try:
-            results.append(peer.filter(document))
-        except ZeroDivisionError:
-            results.append(None)  # theirs fails on a text without words
+    results = [ask(peer, document) for document in documents]
     theirs = megabytes / (time.process_time() - start_s)
     n_different = 0
     for index, (document, result) in enumerate(zip(documents, results, strict=True)):
-        reason = verdicts.reason[index]
-        found = True if reason is None else (False, reason.partition(".")[2])
-        same_text = not (mine.rewrites and found is True) or verdicts.text[index] == document.text
-        if result is not None and (found != result or not same_text):
+        if differs(mine, verdicts, index, document.text, result):
             n_different += 1
             if n_different <= SHOWN_DIFFERENCES:
-                out.print(f"DIFFERENT: {found} {result} {texts[index][:100]!r}")
+                out.print(f"DIFFERENT: {verdicts.reason[index]} {result} {texts[index][:100]!r}")
     kept = verdicts.reason.count(None)
     name = type(mine).__name__
     common = Counter(code for code in verdicts.reason if code).most_common(1)
@@ -161,6 +175,41 @@ def compare_words(texts: list[str], out: Console) -> int:
     out.print(f"words of {len(texts[::5]):,} documents, {n_words:,} in all: "
               f"{n_different} documents differ from spaCy's")  # fmt: skip
     return n_different
+
+
+def compare_only(texts: list[str], minutes: float, out: Console) -> int:
+    """Compare words and verdicts, in blocks, until the time is up; print the differences."""
+    from datatrove.data import Document
+    from datatrove.utils.text import split_into_words
+
+    # the one that splits sentences last: datatrove keeps the words of a few texts only
+    both = sorted(peers(), key=lambda pair: pair[0].rewrites)
+    urls, until = Urls(), time.monotonic() + 60 * minutes
+    different, failed, n_done, n_bytes, n_words = Counter[str](), Counter[str](), 0, 0, 0
+    for first in range(0, len(texts), AGREEMENT_BLOCK):
+        if time.monotonic() > until:
+            break
+        block = texts[first : first + AGREEMENT_BLOCK]
+        verdicts = [judge((mine,), block) for mine, _ in both]
+        for index, text in enumerate(block):
+            words = split_into_words(text)  # cached: their filters take these
+            n_words += len(words)
+            if split_words(text, urls) != words:
+                different["words"] += 1
+                out.print(f"OTHER WORDS: {text[:100]!r}")
+            for (mine, peer), ours in zip(both, verdicts, strict=True):
+                name, document = type(mine).__name__, Document(text=text, id="")
+                result = ask(peer, document)
+                failed[name] += result is None
+                if differs(mine, ours, index, document.text, result):
+                    different[name] += 1
+                    out.print(f"DIFFERENT: {name} {ours.reason[index]} {result} {text[:100]!r}")
+        n_done += len(block)
+        n_bytes += sum(len(text.encode()) for text in block)
+        out.print(f"{n_done:,} of {len(texts):,} documents, {n_bytes / 1e6:.1f} MB, {n_words:,} "
+                  f"words: {dict(different) or 'no difference'}; not judged by datatrove, which "
+                  f"fails on texts without words: {dict(+failed)}")  # fmt: skip
+    return different.total()
 
 
 def compare_with_datatrove(texts: list[str], out: Console) -> int:
@@ -193,6 +242,8 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, help="folder of Parquet shards with a column text")
     parser.add_argument("--docs", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only-agreement", action="store_true", help="time nothing")
+    parser.add_argument("--minutes", type=float, default=45.0, help="of --only-agreement")
     parser.add_argument("--only-ours", action="store_true", help="compare with nothing")
     parser.add_argument("--dclm", type=Path, help="checkout of mlfoundations/dclm")
     parser.add_argument("--redpajama", type=Path, help="checkout of RedPajama-Data")
@@ -204,6 +255,8 @@ def main() -> int:
         texts = sample_machine(options.docs, options.seed)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     out.print(f"{len(texts):,} documents, {megabytes:.1f} MB")
+    if options.only_agreement:
+        return 1 if compare_only(texts, options.minutes, out) else 0
     n_different = 0
     if options.dclm or options.redpajama:
         import bench_filters_peers
