@@ -84,7 +84,8 @@ def factory(monkeypatch):
 def job(out: Path, **training) -> JobSpec:
     values = {
         "steps": N_STEPS, "seq_len": 16, "global_batch": 4, "optim": AdamWConfig(lr=1e-2),
-        "checkpoint": CheckpointConfig(every=2, memory_every=0, keep=2), "precision": "fp32", **training,
+        "checkpoint": CheckpointConfig(every=2, memory_every=0, keep=2), "precision": "fp32",
+        **training,
     }  # fmt: skip
     spec = JobSpec(
         job="j", out=out, ledger=out / LEDGER_FILE, common={},
