@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from puna.tokens.loader import NO_LABEL
+from puna.train.fused.functions import is_fused, softmax_loss
 
 _CHUNK_ELEMENTS = 1 << 24  # logits per chunk: 64 MB in fp32
 
@@ -31,6 +32,7 @@ def cross_entropy_sum(
     group: dist.ProcessGroup | None = None,
     first_id: int = 0,
     z_loss: float = 0.0,
+    nats_B: Float64[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the summed cross entropy of the labelled tokens, in nats.
 
@@ -50,6 +52,7 @@ def cross_entropy_sum(
             states and get the same loss; the gradient of the states is each rank's part of a sum.
         first_id: Id of the first row of this rank's part of the head.
         z_loss: Weight of the square of log(Z).
+        nats_B: The cross entropy of each row, without the z-loss, is added to it.
     """
     hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT.flatten()
     kept = (labels_N != NO_LABEL).nonzero().squeeze(1)
@@ -57,9 +60,11 @@ def cross_entropy_sum(
         hidden_ND, labels_N = hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
     chunk = chunk_tokens or tokens_per_chunk(weight_VD.shape[0])
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[assignment]
+        loss, nats_N = _ChunkedCrossEntropy.apply(  # type: ignore[misc]
             hidden_ND, weight_VD, labels_N, dtype, chunk, group, first_id, z_loss
         )
+    if nats_B is not None:
+        nats_B.index_add_(0, kept // labels_BT.shape[1], nats_N.double())
     return loss
 
 
@@ -80,42 +85,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         first_id: int,
         z_loss: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         needs_grad = any(ctx.needs_input_grad)
         head_VD = weight_VD.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        nats_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
         for start in range(0, len(labels_N), chunk):
             part = slice(start, start + chunk)
-            hidden_nD, labels_n1 = hidden_ND[part].to(dtype), labels_N[part].unsqueeze(1)
-            logits_nV = (hidden_nD @ head_VD.T).float()
-            top_n1 = logits_nV.amax(1, keepdim=True)
-            own_n1 = torch.ones_like(top_n1)
-            if group is not None:
-                dist.all_reduce(top_n1, dist.ReduceOp.MAX, group)
-                labels_n1 = labels_n1 - first_id
-                own_n1 = ((labels_n1 >= 0) & (labels_n1 < len(head_VD))).float()
-                labels_n1 = labels_n1.clamp(0, len(head_VD) - 1)
-            logits_nV.sub_(top_n1)
-            target_n1 = logits_nV.gather(1, labels_n1)
-            exp_nV = logits_nV.exp_()
-            sum_n1 = exp_nV.sum(1, keepdim=True)
-            if group is not None:
-                target_n1 *= own_n1
-                both_2n1 = torch.stack((sum_n1, target_n1))
-                dist.all_reduce(both_2n1, group=group)
-                sum_n1, target_n1 = both_2n1
-            loss += (sum_n1.log() - target_n1).sum()
-            log_z_n1 = sum_n1.log() + top_n1
+            hidden_nD = hidden_ND[part].to(dtype)
+            logits_nV = hidden_nD @ head_VD.T
+            if group is None and is_fused(logits_nV):
+                nats_n, log_z_n = softmax_loss(logits_nV, labels_N[part], z_loss)
+                grad_nV = logits_nV
+            else:
+                nats_n, log_z_n, grad_nV = _softmax_loss(
+                    logits_nV.float(), labels_N[part], z_loss, group, first_id
+                )
+            nats_N[part] = nats_n
+            loss += nats_n.sum()
             if z_loss:
-                loss += z_loss * log_z_n1.square().sum()
+                loss += z_loss * log_z_n.square().sum()
             if grad_hidden_ND is None or grad_weight_VD is None:
                 continue
-            grad_nV = exp_nV.div_(sum_n1)  # softmax minus one-hot is the gradient of the logits
-            if z_loss:  # of log(Z) it is the softmax alone
-                grad_nV.mul_(1.0 + 2.0 * z_loss * log_z_n1)
-            grad_nV.scatter_add_(1, labels_n1, -own_n1)
             grad_nV = grad_nV.to(dtype)
             grad_hidden_ND[part] = grad_nV @ head_VD
             if dtype == torch.float32:
@@ -124,14 +117,48 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight_VD += grad_nV.T @ hidden_nD
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
-        return loss
+        ctx.mark_non_differentiable(nats_N)
+        return loss, nats_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (scale,) = grads
+        scale = grads[0]
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         return (
             grad_hidden_ND * scale,
             (grad_weight_VD * scale).to(ctx.weight_dtype),
             *[None] * 6,
         )
+
+
+def _softmax_loss(
+    logits_nV: Tensor,
+    labels_n: Tensor,
+    z_loss: float,
+    group: dist.ProcessGroup | None,
+    first_id: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cross entropy and log(Z) of each token, and, in place of logits, their gradient."""
+    labels_n1 = labels_n.unsqueeze(1)
+    top_n1 = logits_nV.amax(1, keepdim=True)
+    own_n1 = torch.ones_like(top_n1)
+    if group is not None:
+        dist.all_reduce(top_n1, dist.ReduceOp.MAX, group)
+        labels_n1 = labels_n1 - first_id
+        own_n1 = ((labels_n1 >= 0) & (labels_n1 < logits_nV.shape[1])).float()
+        labels_n1 = labels_n1.clamp(0, logits_nV.shape[1] - 1)
+    logits_nV.sub_(top_n1)
+    target_n1 = logits_nV.gather(1, labels_n1)
+    exp_nV = logits_nV.exp_()
+    sum_n1 = exp_nV.sum(1, keepdim=True)
+    if group is not None:
+        target_n1 *= own_n1
+        both_2n1 = torch.stack((sum_n1, target_n1))
+        dist.all_reduce(both_2n1, group=group)
+        sum_n1, target_n1 = both_2n1
+    nats_n1, log_z_n1 = sum_n1.log() - target_n1, sum_n1.log() + top_n1
+    grad_nV = exp_nV.div_(sum_n1)  # softmax minus one-hot is the gradient of the logits
+    if z_loss:  # of log(Z) it is the softmax alone
+        grad_nV.mul_(1.0 + 2.0 * z_loss * log_z_n1)
+    grad_nV.scatter_add_(1, labels_n1, -own_n1)
+    return nats_n1.squeeze(1), log_z_n1.squeeze(1), grad_nV

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import (
 
 from puna.model.activations import Recompute
 from puna.model.llama import Block
+from puna.train.fused import attention as _attention  # noqa: F401 (registers its operation)
 
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default}
@@ -26,6 +27,7 @@ _ATTENTION = {
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.puna.attention.default,
 }
 _REDUCE_SCATTER = "_c10d_functional::reduce_scatter_tensor"
 

@@ -31,6 +31,8 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Block, Llama
 from puna.model.rope import Rotation, RotationTable
 from puna.train.config import ParallelConfig
+from puna.train.fused.attention import plan_fused
+from puna.train.fused.fuse import FusedRotation, fuse
 from puna.train.loss import cross_entropy_sum, tokens_per_chunk
 from puna.train.parallel.context import ContextPlan, ContextShare
 from puna.train.parallel.layout import CP, TP, StagePlan
@@ -124,13 +126,15 @@ class Stage(nn.Module):
     def _plan(self, seq_len: int, doc_ids_BS: Tensor | None) -> AttentionPlan:
         device = self._world.device
         if self._share.size == 1:
+            if device.type == "cpu" and self._precision.dtype == torch.bfloat16:
+                return plan_fused(seq_len, doc_ids_BS)
             return plan_attention(seq_len, device, doc_ids_BS)
         return ContextPlan(self._share, self._world.group(CP), seq_len, device, doc_ids_BS)
 
     def _rotation(self, seq_len: int, positions_BT: Tensor) -> Rotation:
         # Positions are below seq_len; asking the tensor for its largest would wait for the device.
         table = self._rotations.at(seq_len, None, self._world.device)
-        return Rotation(table.cos[positions_BT], table.sin[positions_BT])
+        return FusedRotation(table.cos[positions_BT], table.sin[positions_BT])
 
     def _loss(
         self, hidden_BTC: Float[Tensor, "B T C"], labels_BT: Int[Tensor, "B T"]
@@ -186,6 +190,7 @@ def build_stage(
         again: Per layer what is computed again in the backward pass; None for nothing.
     """
     stage = Stage(config, plan, number, world, precision, z_loss)
+    fuse(stage)
     for layer, kind in (again or {}).items():
         if str(layer) in stage.layers:
             recompute(stage.layers[str(layer)], kind)  # type: ignore[arg-type]
