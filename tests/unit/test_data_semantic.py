@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,20 +36,26 @@ def word(meaning: int, form: int = 0) -> str:
     return f"w{meaning}{FORMS[form]}"
 
 
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("embedder")
-    rng = np.random.default_rng(0)
-    words = [word(m, f) for m in range(N_MEANINGS) for f in range(len(FORMS))]
-    meanings = rng.normal(size=(N_MEANINGS, DIM)).repeat(len(FORMS), 0)
-    table = np.concatenate([np.zeros((1, DIM)), meanings + 0.05 * rng.normal(size=meanings.shape)])
+def write_embedder(folder: Path, words: list[str], vectors: np.ndarray) -> Path:
+    """Write a static embedder that knows some words; their vectors: float [n_words, dim]."""
+    folder.mkdir(exist_ok=True)
     vocabulary = {"[UNK]": 0, **{w: i + 1 for i, w in enumerate(words)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
+    table = np.concatenate([np.zeros((1, vectors.shape[1])), vectors])
     save_file({"embeddings": table.astype(np.float32)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "model2vec"}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    words = [word(m, f) for m in range(N_MEANINGS) for f in range(len(FORMS))]
+    meanings = rng.normal(size=(N_MEANINGS, DIM)).repeat(len(FORMS), 0)
+    vectors = meanings + 0.05 * rng.normal(size=meanings.shape)
+    return write_embedder(tmp_path_factory.mktemp("embedder"), words, vectors)
 
 
 def some_text(seed: int, n: int = 30) -> list[int]:
