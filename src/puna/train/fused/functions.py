@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,13 +57,18 @@ def _flat(x: Tensor) -> Tensor:
     return x.contiguous().view(-1, x.shape[-1])
 
 
+def _copy(weight_C: Tensor) -> np.ndarray:
+    """Copy a parameter: memory that numpy has seen can no longer be freed by FSDP."""
+    return as_array(weight_C.detach().clone())
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         x_MC = _flat(x)
         out_MC, scale_M = torch.empty_like(x_MC), torch.empty(len(x_MC))
         over_rows(
-            loops.norm, len(x_MC), as_array(x_MC), as_array(weight_C), eps, as_array(out_MC),
+            loops.norm, len(x_MC), as_array(x_MC), _copy(weight_C), eps, as_array(out_MC),
             as_array(scale_M),
         )  # fmt: skip
         ctx.save_for_backward(x_MC, weight_C, scale_M)
@@ -76,7 +82,7 @@ class _Norm(torch.autograd.Function):
         n_parts = -(-len(x_MC) // _ROWS_OF_A_SUM)
         sums_PC = torch.zeros(n_parts, x_MC.shape[1])
         over_rows(
-            loops.norm_backward, n_parts, as_array(grad_MC), as_array(x_MC), as_array(weight_C),
+            loops.norm_backward, n_parts, as_array(grad_MC), as_array(x_MC), _copy(weight_C),
             as_array(scale_M), _ROWS_OF_A_SUM, as_array(grad_x_MC), as_array(sums_PC),
         )  # fmt: skip
         return grad_x_MC.view(grads[0].shape), sums_PC.sum(0).to(weight_C.dtype), None
