@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -26,6 +26,7 @@ from tests.unit.test_train_loop import (  # noqa: F401 - fixtures
 )
 
 
+@settings(deadline=None)
 @given(
     n_steps=st.integers(1, 60),
     steps=st.floats(0.01, 0.99) | st.integers(1, 80),

@@ -119,7 +119,7 @@ def fit_layers(
     """Choose what is computed again, as little as the budget allows.
 
     Layers become ``selective`` one by one, the first ones first; when all are and it is not enough,
-    they become ``full``. Selective costs a few percent of a layer's forward pass, full all of it.
+    they become ``full``. Selective costs a part of a layer's forward pass, full all of it.
 
     Args:
         config: The model.

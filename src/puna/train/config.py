@@ -72,6 +72,9 @@ ScheduleKind = Literal[
 ]
 
 
+Float8 = Literal["off", "tensorwise", "rowwise"]
+
+
 class ParallelConfig(Config):
     """How the ranks share the work; it does not change the result, beyond rounding.
 
@@ -110,9 +113,9 @@ class MemoryConfig(Config):
     """What a layer keeps for the backward pass, and what it computes again; changes no result."""
 
     recompute: Recompute = "none"
-    """`selective`: norms, rotations and the feed-forward's elementwise part, a few percent of the
-    work, for two fifths of the memory. `full`: the whole layer, a third more work; it keeps its
-    input only."""
+    """`selective`: norms, rotations and the feed-forward's elementwise part, a tenth to a fifth of
+    the time, for about two fifths of the memory. `full`: the whole layer, up to a third more time;
+    it keeps its input only."""
     every: int = Field(default=1, ge=1)
     """Only every n-th layer computes again."""
     budget_gib: float | None = Field(default=None, gt=0)
@@ -169,6 +172,10 @@ class TrainingConfig(Config):
     """The gradient is scaled down to this norm where it is longer; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products; `auto` takes bf16 where the hardware is made for it."""
+    float8: Float8 = "off"
+    """Matrix products of the layers in float8 with one scale for each operand (`tensorwise`) or for
+    each of its rows (`rowwise`), on GPUs of compute capability 8.9 and 9.0; needs `puna[float8]`.
+    It was not run on a GPU; without a compiler the casts may cost more than it gains."""
     device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
     """Where to train; `auto` takes the GPUs when there are any."""
     checkpoint: Execution[CheckpointConfig] = Field(default_factory=CheckpointConfig)

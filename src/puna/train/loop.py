@@ -58,7 +58,7 @@ def train(
     micro_batch = cfg.micro_batch or cfg.rank_batch
     model = ParallelModel(
         spec.model, cfg.seq_len, micro_batch, cfg.rank_batch // micro_batch, world, cfg.parallel,
-        precision, z_loss=cfg.z_loss, memory=cfg.memory,
+        precision, z_loss=cfg.z_loss, memory=cfg.memory, float8=cfg.float8,
     )  # fmt: skip
     optimizer = make_optimizer(cfg.optim, model, world, precision.dtype)
     average = WeightAverage(cfg.average, model, cfg.n_steps)

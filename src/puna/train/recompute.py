@@ -21,7 +21,8 @@ from puna.model.llama import Block
 from puna.train.fused import attention as _attention  # noqa: F401 (registers its operation)
 
 _aten = torch.ops.aten
-_PRODUCTS = {_aten.mm.default, _aten.addmm.default}
+_PRODUCTS = {_aten.mm.default: 0, _aten.addmm.default: 1, _aten._scaled_mm.default: 0}
+"""Matrix products, and which of their arguments is the input."""
 _ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_flash_attention.default,
@@ -67,7 +68,7 @@ def _policy(n_inner: int) -> Callable[..., CheckpointPolicy]:
     def decide(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         is_kept = op in _ATTENTION or op.name().startswith(_REDUCE_SCATTER)
         if op in _PRODUCTS:
-            is_kept = args[-2].shape[-1] != n_inner
+            is_kept = args[_PRODUCTS[op]].shape[-1] != n_inner
         return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return decide

@@ -195,6 +195,8 @@ def _problems(cfg: TrainingConfig, model: LlamaConfig) -> Iterator[PunaError]:
                 f"parallel.tp = {p.tp} and parallel.cp = {p.cp} need",
                 f"use seq_len = {near}",
             )
+    if cfg.float8 != "off":
+        yield from _float8_problems(p, model)
     recomputes = cfg.memory.budget_gib is not None or cfg.memory.recompute != "none"
     if p.pp > 1 and p.schedule in _SPLIT and recomputes:
         yield PunaError(
@@ -214,6 +216,21 @@ def _problems(cfg: TrainingConfig, model: LlamaConfig) -> Iterator[PunaError]:
                 + ("" if p.schedule == "1f1b" else f", in multiples of pp = {p.pp}"),
                 f"use micro_batch = {cfg.micro_batch or 1} with global_batch = {rows} or a "
                 'multiple of it, or parallel.schedule = "gpipe"',
+            )
+
+
+def _float8_problems(p: ParallelConfig, model: LlamaConfig) -> Iterator[PunaError]:
+    if p.tp > 1:
+        yield PunaError(
+            f"float8 does not go with parallel.tp = {p.tp}",
+            'use parallel.tp = 1, or float8 = "off"',
+        )
+    for name, size in (("dim", model.dim), ("kv_dim", model.kv_dim), ("ffn_dim", model.ffn_dim)):
+        if size % 16:
+            yield PunaError(
+                f"float8 takes matrices whose sides are multiples of 16, the model has {name} = "
+                f"{size}",
+                'use another model, or float8 = "off"',
             )
 
 

@@ -6,6 +6,7 @@ Shapes: B rows of this data-parallel rank, T tokens per row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,8 @@ from puna.model.llama import init_tensor
 from puna.model.names import EMBEDDING, parameter_shapes
 from puna.tokens.loader import NO_LABEL
 from puna.train.batch import TensorBatch
-from puna.train.config import MemoryConfig, ParallelConfig
+from puna.train.config import Float8, MemoryConfig, ParallelConfig
+from puna.train.float8 import check_float8
 from puna.train.memory import plan_recompute
 from puna.train.parallel.context import ContextShare
 from puna.train.parallel.layout import CP, PP, StagePlan, plan_stages
@@ -46,6 +48,10 @@ class ParallelModel:
         precision: Of the matrix products.
         z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
         memory: What is computed again in the backward pass; None for nothing.
+        float8: Matrix products of the layers in float8.
+
+    Raises:
+        PunaError: The memory budget is too small, or there is no float8 here.
     """
 
     def __init__(
@@ -60,19 +66,20 @@ class ParallelModel:
         *,
         z_loss: float = 0.0,
         memory: MemoryConfig | None = None,
+        float8: Float8 = "off",
     ) -> None:
         self.config, self.world = config, world
         self._micro_tokens = micro_batch * seq_len
         self._schedule, self._dtype = parallel.schedule, precision.dtype
         self._plan: StagePlan = plan_stages(parallel, config.n_layers)
+        check_float8(float8, world.device)
         again = plan_recompute(
             memory or MemoryConfig(), config, parallel, self._plan, world.place(PP), n_micro,
             _shape(micro_batch, seq_len, world, precision),
         )  # fmt: skip
+        build = partial(build_stage, z_loss=z_loss, again=again, float8=float8)
         self.stages: dict[int, Stage] = {
-            number: build_stage(
-                config, self._plan, number, world, parallel, precision, z_loss=z_loss, again=again
-            )
+            number: build(config, self._plan, number, world, parallel, precision)
             for number in self._plan.of(world.place(PP))
         }
         self._share = ContextShare(world.place(CP), world.layout.cp)

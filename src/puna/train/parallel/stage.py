@@ -30,7 +30,8 @@ from puna.model.attention import AttentionPlan, plan_attention
 from puna.model.config import LlamaConfig
 from puna.model.llama import Block, Llama
 from puna.model.rope import Rotation, RotationTable
-from puna.train.config import ParallelConfig
+from puna.train.config import Float8, ParallelConfig
+from puna.train.float8 import use_float8
 from puna.train.fused.attention import plan_fused
 from puna.train.fused.fuse import FusedRotation, fuse
 from puna.train.loss import cross_entropy_sum, tokens_per_chunk
@@ -176,6 +177,7 @@ def build_stage(
     *,
     z_loss: float = 0.0,
     again: Mapping[int, Recompute] | None = None,
+    float8: Float8 = "off",
 ) -> Stage:
     """Build a stage whose parameters are allocated and have no values yet.
 
@@ -188,9 +190,12 @@ def build_stage(
         precision: Of the matrix products.
         z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
         again: Per layer what is computed again in the backward pass; None for nothing.
+        float8: See :func:`puna.train.float8.use_float8`.
     """
     stage = Stage(config, plan, number, world, precision, z_loss)
     fuse(stage)
+    for block in stage.blocks:
+        use_float8(block, float8)
     for layer, kind in (again or {}).items():
         if str(layer) in stage.layers:
             recompute(stage.layers[str(layer)], kind)  # type: ignore[arg-type]
