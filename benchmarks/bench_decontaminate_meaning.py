@@ -140,7 +140,7 @@ def main() -> None:
         work = Path(name)
         static = args.static or work / "static"
         if not static.is_dir():
-            distil(args.model, static, DistilConfig(), fitting_texts(corpus, pairs))
+            distil(args.model, static, DistilConfig(), fitting_texts(corpus, pairs.documents))
         pool = carriers(corpus, pairs, args.seed)
         hits = ngram_hits(pool, examples, 13, work / "leaks")
         pool = [text for text, found in zip(pool, hits, strict=True) if not found]

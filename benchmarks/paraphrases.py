@@ -22,6 +22,7 @@ import random
 import re
 import subprocess
 from collections import Counter, defaultdict
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -224,8 +225,16 @@ def _independent(rows: list[dict[str, str]]) -> list[tuple[str, str, str, str]]:
     return pairs
 
 
-def _neighbours(texts: list[str], documents: list[str]) -> list[int]:
-    """Return for each text the text of another document with the highest TF-IDF cosine."""
+def neighbours(
+    texts: list[str], documents: list[str], only: Container[int] | None = None
+) -> list[int]:
+    """Return for each text the text of another document with the highest TF-IDF cosine.
+
+    Args:
+        texts: The texts.
+        documents: Of each text.
+        only: Numbers of the texts that may be chosen; None for all.
+    """
     counts = [Counter(_WORD.findall(text.lower())) for text in texts]
     n_with = Counter(word for count in counts for word in count)
     postings: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -243,18 +252,20 @@ def _neighbours(texts: list[str], documents: list[str]) -> list[int]:
         for word, x in vector.items():
             for other, y in postings[word]:
                 scores[other] += x * y
-        allowed = {k: v for k, v in scores.items() if documents[k] != documents[index]}
+        allowed = {k: v for k, v in scores.items()
+                   if documents[k] != documents[index] and (only is None or k in only)}  # fmt: skip
         nearest.append(max(allowed, key=lambda k: (allowed[k], -k), default=-1))
     return nearest
 
 
-def make_pairs(corpus: Path, wordnet: Path, seed: int = 0) -> Pairs:
+def make_pairs(corpus: Path, wordnet: Path, seed: int = 0, per_source: int = PER_SOURCE) -> Pairs:
     """Make the pairs from `documents/` of a corpus (`debian_corpus.py`).
 
     Args:
         corpus: The corpus.
         wordnet: Folder of WordNet's database.
         seed: Of all choices.
+        per_source: Paragraphs to take from each source.
     """
     rng, words = random.Random(seed), WordNet(wordnet)
     dataset = pads.dataset(corpus / "documents")
@@ -265,7 +276,7 @@ def make_pairs(corpus: Path, wordnet: Path, seed: int = 0) -> Pairs:
     taken: Counter[str] = Counter()
     firsts, seconds, paths = [], [], []
     for row in rows:
-        found = _paragraphs(row["text"]) if taken[row["source"]] < PER_SOURCE else []
+        found = _paragraphs(row["text"]) if taken[row["source"]] < per_source else []
         two = rng.sample(found, min(2, len(found)))
         grams = [shingles(text) for text in two]
         shared = [len(gram & seen) / len(gram) for gram in grams]
@@ -293,7 +304,7 @@ def make_pairs(corpus: Path, wordnet: Path, seed: int = 0) -> Pairs:
         if second is not None:
             negative["same document"].append((k, len(texts)))
             texts.append(second)
-    neighbour = _neighbours(firsts, paths)
+    neighbour = neighbours(firsts, paths)
     negative["neighbour"] = [(k, other) for k, other in enumerate(neighbour) if other >= 0]
     shifted = [(k, (k + rng.randrange(1, n)) % n) for k in range(n) for _ in range(5)]
     negative["random"] = shifted
