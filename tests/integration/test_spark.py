@@ -1,6 +1,8 @@
 """The same data stages on a Spark cluster: a standalone master and two workers on the loopback."""
 
+import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -9,25 +11,31 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from spark_cluster import spark_cluster
 
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
+from puna.core.recipe import resolve
 from puna.core.run import run_recipe
+from puna.data import quality, semantic  # importing them registers them
 from puna.data.chain import DATA_STAGES
 from puna.data.engine import ConservationError, EngineConfig, open_engine
 from puna.data.engine.local import LocalMap, map_shards
 from puna.data.engine.spark_session import wrap_java
 from puna.data.filters.rules import FilterKernel, SourceRules
 from puna.data.ingest import IngestConfig, ingest_documents
+from puna.data.quality.train import TrainConfig, train_classifier
 from puna.data.schema import DOCUMENTS_DIR
 from puna.data.sources.files import FilesConfig
-from puna.data.testing import folder_bytes, make_documents
+from puna.data.testing import folder_bytes, make_documents, rejected_rows
 from tests.integration.test_data_chain import STAGES, recipe, write_inputs
 from tests.unit.test_data_engine import Broken, Largest
+from tests.unit.test_data_quality import BAD, FAST, GOOD, make_examples, make_text
 from tests.unit.test_data_remote import LINES, Web
+from tests.unit.test_data_semantic import write_embedder
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,6 +46,7 @@ pytestmark = [
 TEXTS = [(f"s{i % 3}", f"doc-{i}", f"text number {i} " * (i % 7)) for i in range(60)]
 RULES = SourceRules(profile="none", filters=[{"name": "length", "settings": {"min": 40}}])
 KERNEL = FilterKernel(RULES.make(), {})
+MODEL_STAGES = (semantic, quality)
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "spark.executor.memory": "600m",
@@ -178,6 +187,36 @@ def test_the_whole_chain_gives_the_same_bytes(cluster, tmp_path):
     stages = [name for name in DATA_STAGES if (tmp_path / "local" / name).is_dir()]
     assert len(stages) == len(STAGES)
     for stage in stages:
+        one, two = (folder_bytes(tmp_path / run / stage) for run in ("local", "spark"))
+        differing = {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
+        assert differing <= {"artifact.json", "config.toml"}, stage  # times, and the engine
+
+
+def test_the_stages_with_models_give_the_same_bytes(cluster, tmp_path):
+    rng = random.Random(3)
+    texts = {f"d{k:02d}": make_text(rng, rng.random(), 80) for k in range(60)}
+    for k in range(0, 60, 4):  # the same words in another order say the same to the embedder
+        texts[f"o{k:02d}"] = " ".join(rng.sample(words := texts[f"d{k:02d}"].split(), len(words)))
+    rows = [json.dumps({"id": name, "text": text}) for name, text in texts.items()]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    known = sorted({word.lower() for word in (*GOOD, *BAD)})
+    vectors = np.random.default_rng(0).normal(size=(len(known), 16))
+    embedder = write_embedder(tmp_path / "embedder", known, vectors)
+    train_classifier(TrainConfig(**FAST), make_examples(300), tmp_path / "classifier")
+    scorer = {"classifier": str(tmp_path / "classifier"), "keep_share": 0.7}
+    source = {"kind": "files", "name": "web", "paths": [str(tmp_path / "in.jsonl")],
+              "id_field": "id"}  # fmt: skip
+    data = {
+        "ingest": {"sources": [source], "shard_bytes": 5_000},
+        "semantic": {"embedder": str(embedder), "clusters": 3, "write_index": True},
+        "quality": {"scorers": {"quality": scorer}},
+    }
+    common = {"runs_dir": str(tmp_path), "data": data}
+    run_recipe(resolve({"name": "local", "workers": 1, **common}))
+    run_recipe(resolve({"name": "spark", "engine": cluster, "spark": {**SETTINGS}, **common}))
+    assert len(list((tmp_path / "local" / "data.ingest" / DOCUMENTS_DIR).glob("*.parquet"))) > 3
+    for stage in (f"data.{module.__name__.rpartition('.')[2]}" for module in MODEL_STAGES):
+        assert rejected_rows(tmp_path / "local" / stage)
         one, two = (folder_bytes(tmp_path / run / stage) for run in ("local", "spark"))
         differing = {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
         assert differing <= {"artifact.json", "config.toml"}, stage  # times, and the engine
