@@ -1,43 +1,47 @@
-"""Training speed: ours against transformers, one rank against two, and the cost of a restart.
+"""Training speed and memory: ours against transformers, plain PyTorch, and what compiles them.
 
-    python benchmarks/bench_train.py [--preset demo] [--seq-len 256] [--rows 16] [--rounds 5]
+    python benchmarks/bench_train.py [--part speed packed memory stack] [--precision bf16 fp32]
 
-Part 1 trains our model and ``transformers.LlamaForCausalLM`` by the same plain loop (same shape,
-weights of equal scale, data, AdamW, clipping, fp32) in this process, a step of each in turn, so
-that other load on the machine hits both; the ratio is what counts. Rows are whole documents, and,
-in the second table, packed short documents that do not see each other (transformers gets a mask).
-Part 2 trains through the real stack (supervisor, torchrun, FSDP2, checkpoints) with 1 rank x all
+``speed``, ``packed`` and ``memory`` train a Llama of 15.7M parameters (dim 384, 6 layers, 6 heads,
+2 of keys, feed-forward 1024, vocabulary 8192), AdamW, clipping at 1.0, weights in fp32. Every
+trainer is a process of its own; they take turns, a step each, so that other load hits all.
+Counted are CPU-seconds, with one thread; ratios are medians over the rounds. The utilisation (MFU)
+is against the matrix products of the same precision measured in the same rounds; attention is
+counted without regard to causality, for all alike. ``litgpt`` takes part when it is installed, or
+with ``--litgpt PYTHON``.
+
+``stack`` trains through the real stack (supervisor, torchrun, FSDP2, checkpoints) with 1 rank x all
 threads and with as many ranks as cores x 1 thread, and kills a rank to time detection and restart.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from train_peers import llama
 
 from puna.core.ledger import LEDGER_FILE, Ledger
 from puna.core.pool import usable_cores
 from puna.model.accounting import account
 from puna.model.config import PRESETS, LlamaConfig
-from puna.model.llama import Llama
 from puna.tokens.loader import Batch
-from puna.train.config import AdamWConfig, CheckpointConfig, FaultConfig, TrainingConfig
-from puna.train.metrics import measure_peak_flops
-from puna.train.optim import make_optimizer
-from puna.train.parallel.world import World
-from puna.train.precision import Precision
+from puna.train.config import CheckpointConfig, FaultConfig, TrainingConfig
+from puna.train.parallel.threads import thread_env
 from puna.train.spec import SourceSpec
 from puna.train.stage import train_job
-from puna.train.step import TensorBatch, clip_gradients, forward_backward
 
 
 class RandomRows:
@@ -63,94 +67,140 @@ class RandomRows:
         )
 
 
-class Ours:
-    """Our model, optimiser and step."""
+class Worker:
+    """A trainer in a process of its own; see ``train_peers.py``.
 
-    name = "puna"
+    Args:
+        name: As shown.
+        spec: What it is told.
+        python: Of its environment.
+    """
 
-    def __init__(self, config: LlamaConfig) -> None:
-        self.world = World(0, 1, torch.device("cpu"), torch.get_num_threads(), None)
-        self.precision = Precision(torch.float32, "benchmark")
-        self.model = Llama(config)
-        self.optimizer = make_optimizer(AdamWConfig(), self.model)
+    def __init__(self, name: str, spec: dict[str, Any], python: str = sys.executable) -> None:
+        self.name, self.steps = name, []  # type: ignore[var-annotated]
+        env = dict(os.environ)
+        if spec["trainer"] == "puna":
+            env |= thread_env(1)
+        env["OMP_NUM_THREADS"] = str(spec["threads"])
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).with_name("train_peers.py")), json.dumps(spec)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+        )  # fmt: skip
 
-    def step(self, batch: Batch, packed: bool) -> None:
-        """One optimiser step."""
-        tensors = TensorBatch.of(batch, self.world.device)
-        forward_backward(self.model, tensors, len(batch.tokens_BT), self.precision, self.world)
-        clip_gradients(self.model, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def step(self) -> dict[str, float]:
+        """Let it compute one step; others wait."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with exit code {self._process.wait()}")
+        self.steps.append(json.loads(line))
+        return self.steps[-1]
 
-
-class Transformers:
-    """The peer's model in a plain loop."""
-
-    name = "transformers"
-
-    def __init__(self, config: LlamaConfig) -> None:
-        from transformers import LlamaConfig as HFConfig
-        from transformers import LlamaForCausalLM
-
-        self.model = LlamaForCausalLM(
-            HFConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.dim,
-                intermediate_size=config.ffn_dim,
-                num_hidden_layers=config.n_layers,
-                num_attention_heads=config.n_heads,
-                num_key_value_heads=config.n_kv_heads,
-                max_position_embeddings=config.max_seq_len,
-                tie_word_embeddings=config.tie_embeddings,
-                attn_implementation="sdpa",
-                use_cache=False,
-            )
-        )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
-
-    def step(self, batch: Batch, packed: bool) -> None:
-        """One optimiser step."""
-        extra = {}
-        if packed:
-            doc_ids = torch.from_numpy(batch.doc_ids_BT)
-            same = doc_ids[:, None, :, None] == doc_ids[:, None, None, :]
-            extra["attention_mask"] = same & torch.ones_like(same[0, 0]).tril()
-            extra["position_ids"] = torch.from_numpy(batch.positions_BT).long()
-        logits = self.model(torch.from_numpy(batch.tokens_BT), **extra).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), torch.from_numpy(batch.labels_BT).flatten()
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def compare(config: LlamaConfig, args: argparse.Namespace, doc_len: int) -> None:
-    source = RandomRows(config.vocab_size, args.seq_len, args.rows, doc_len)
-    trainers = [Ours(config), Transformers(config)]
-    wall: dict[str, list[float]] = {trainer.name: [] for trainer in trainers}
-    cpu: dict[str, list[float]] = {trainer.name: [] for trainer in trainers}
-    for step in range(args.rounds + 1):
-        batch = source.batch(step, 0, 1)
-        for trainer in trainers if step % 2 else trainers[::-1]:
-            begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
-            trainer.step(batch, packed=doc_len < args.seq_len)
-            if step:  # the first one prepares caches
-                wall[trainer.name].append(time.perf_counter() - begin_s)
-                cpu[trainer.name].append(time.process_time() - begin_cpu_s)
-    peak = measure_peak_flops(torch.device("cpu"), torch.float32)
-    n_tokens, flops = args.rows * args.seq_len, account(config).flops_per_token(args.seq_len)
-    print(f"{'':14} {'tokens/s':>10} {'tok/cpu-s':>10} {'MFU':>6}   (best of {args.rounds} steps)")
-    for name, seconds in wall.items():
-        per_s = n_tokens / min(seconds)
+def spec_of(trainer: str, precision: str, args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    return {
+        "trainer": trainer, "precision": precision, "threads": args.threads, "rows": 4,
+        "seq_len": 512, "vocab": 8192, "mean_doc": 0, "padded": False, "compiled": False, **more,
+    }  # fmt: skip
+
+
+def take_turns(workers: list[Worker], rounds: int, warmup: int = 2) -> None:
+    """Let all compute steps in turn, backwards in every second round, and forget the first ones."""
+    for number in range(warmup + rounds):
+        for worker in workers if number % 2 else workers[::-1]:
+            begin_s = time.perf_counter()
+            worker.step()
+            if number == 0 and time.perf_counter() - begin_s > 10:
+                print(f"  ({worker.name}: first step {time.perf_counter() - begin_s:.0f} s)")
+    for worker in workers:
+        del worker.steps[:warmup]
+
+
+def show(workers: list[Worker], flops: float | None, peak: Worker | None) -> None:
+    """Print labelled tokens per CPU-second, and the ratio of ours to each, round by round."""
+    rates = {w.name: [s["labels"] / s["cpu_s"] for s in w.steps] for w in workers}
+    peaks = [step["loss"] for step in peak.steps] if peak else []
+    print(f"{'':28} {'tok/cpu-s':>10} {'best':>8} {'MFU':>7} {'puna is':>9} {'peak RSS':>10}")
+    for worker in workers:
+        own = rates[worker.name]
+        ratio = statistics.median(a / b for a, b in zip(rates["puna"], own, strict=True))
+        mfu = ""
+        if peaks and flops:
+            mfu = f"{statistics.median(r * flops / p for r, p in zip(own, peaks, strict=True)):.1%}"
+        rss = max(step["rss"] for step in worker.steps) / 2**30
         print(
-            f"{name:14} {per_s:10.0f} {n_tokens / min(cpu[name]):10.0f} {per_s * flops / peak:6.1%}"
+            f"{worker.name:28} {statistics.median(own):10.0f} {max(own):8.0f} {mfu:>7} "
+            f"{ratio:8.2f}x {rss:6.2f} GiB  loss {worker.steps[-1]['loss']:.4f}"
         )
-    ratios = [b / a for a, b in zip(wall["puna"], wall["transformers"], strict=True)]
-    print(f"puna / transformers, median of the pairs: {statistics.median(ratios):.2f}x\n")
+    if peaks:
+        print(
+            f"matrix products: {statistics.median(peaks) / 1e9:.0f} GFLOP/s (median of rounds), "
+            f"{max(peaks) / 1e9:.0f} (best); {(flops or 0) / 1e6:.0f} MFLOP per token\n"
+        )
+
+
+def speed(precision: str, args: argparse.Namespace) -> None:
+    """Rows of one document, every trainer."""
+    print(f"{precision}, 4 rows of 512 tokens")
+    named = {
+        "puna": {"trainer": "puna"},
+        "transformers": {"trainer": "transformers"},
+        "transformers + compile": {"trainer": "transformers", "compiled": True},
+        "plain PyTorch": {"trainer": "plain"},
+        "plain PyTorch + compile": {"trainer": "plain", "compiled": True},
+    }
+    workers = [
+        Worker(name, spec_of(precision=precision, args=args, **v)) for name, v in named.items()
+    ]
+    if args.litgpt:
+        workers.append(Worker("litgpt", spec_of("litgpt", precision, args), args.litgpt))
+    peak = Worker("peak", spec_of("peak", precision, args))
+    take_turns([*workers, peak], args.rounds)
+    show(workers, account(llama(spec_of("puna", precision, args))).flops_per_token(512), peak)
+    for worker in (*workers, peak):
+        worker.close()
+
+
+def packed(precision: str, args: argparse.Namespace) -> None:
+    """Short documents in rows of 2,048 tokens; only labelled tokens count."""
+    print(f"{precision}, documents of 150 tokens on average in 4 rows of 2048; useful tokens")
+    more = {"seq_len": 2048, "mean_doc": 150}
+    workers = [
+        Worker("puna", spec_of("puna", precision, args, **more)),
+        Worker("transformers, TRL packing", spec_of("transformers", precision, args, **more)),
+        Worker(
+            "transformers, padding", spec_of("transformers", precision, args, padded=True, **more)
+        ),
+    ]
+    take_turns(workers, max(3, args.rounds // 2), warmup=1)
+    show(workers, None, None)
+    print()
+    for worker in workers:
+        worker.close()
+
+
+def memory(precision: str, args: argparse.Namespace) -> None:
+    """Peak memory of two steps with a large vocabulary, each in a fresh process."""
+    print(f"{precision}, vocabulary 128,256, 4 rows of {args.memory_seq_len}: peak of a process")
+    found = {}
+    for name in ("puna", "transformers", "plain"):
+        spec = spec_of(name, precision, args, vocab=128256, seq_len=args.memory_seq_len)
+        worker = Worker(name, spec)
+        worker.step()
+        found[name] = worker.step()["rss"]
+        worker.close()
+        share = found["puna"] / found[name]
+        print(f"{name:28} {found[name] / 2**30:6.2f} GiB; puna takes {share:.0%} of it")
+    print()
 
 
 def stack(config: LlamaConfig, args: argparse.Namespace) -> None:
@@ -192,31 +242,31 @@ def stack(config: LlamaConfig, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="demo")
-    parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each model in part 1")
-    parser.add_argument("--steps", type=int, default=12, help="steps of each run in part 2")
-    parser.add_argument("--doc-len", type=int, default=0, help="packed documents; seq_len / 4")
-    parser.add_argument("--part", choices=("1", "2", "all"), default="all")
+    parser.add_argument("--part", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--precision", nargs="*", default=["bf16", "fp32"])
+    parser.add_argument("--threads", type=int, default=1, help="of each trainer, one at a time")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each trainer")
+    parser.add_argument("--litgpt", help="Python of an environment that has litgpt")
+    parser.add_argument("--memory-seq-len", type=int, default=2048)
+    parser.add_argument("--preset", default="demo", help="of the part `stack`")
+    parser.add_argument("--seq-len", type=int, default=256, help="of the part `stack`")
+    parser.add_argument("--rows", type=int, default=16, help="of the part `stack`")
+    parser.add_argument("--steps", type=int, default=12, help="of each run of the part `stack`")
     args = parser.parse_args()
+    if args.litgpt is None and importlib.util.find_spec("litgpt"):
+        args.litgpt = sys.executable
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the ranks: our RandomRows
-    sys.path.insert(0, str(Path(__file__).parent))
     config = PRESETS.get(args.preset)
-    print(
-        f"{args.preset}: {account(config).n_params / 1e6:.1f} M parameters, fp32, "
-        f"{args.rows} rows x {args.seq_len} tokens, {torch.get_num_threads()} threads, "
-        f"{platform.machine()}, torch {torch.__version__}\n"
-    )
-    if args.part != "2":
-        print("rows of one document")
-        compare(config, args, args.seq_len)
-        doc_len = args.doc_len or args.seq_len // 4
-        print(f"packed documents of {doc_len} tokens")
-        compare(config, args, doc_len)
-    if args.part != "1":
-        print("through the whole stack")
-        stack(config, args)
+    print(f"{platform.machine()}, torch {torch.__version__}, {args.threads} threads\n")
+    for part, run in PARTS.items():
+        if part in args.part and part == "stack":
+            stack(config, args)
+        elif part in args.part:
+            for precision in args.precision:
+                run(precision, args)
+
+
+PARTS: dict[str, Any] = {"speed": speed, "packed": packed, "memory": memory, "stack": stack}
 
 
 if __name__ == "__main__":

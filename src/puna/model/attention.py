@@ -141,6 +141,8 @@ def plan_attention(
         raise ValueError("attention kind 'causal' cannot keep packed documents apart")
     if kind == "pieces" or (kind == "auto" and device.type == "cpu"):
         lengths = document_lengths(doc_ids_BT)
+        if set(lengths) == {n_tokens}:  # every row is one document: fewer and larger calls
+            return plan_attention(n_tokens, device, None, kind)
         long_enough = doc_ids_BT.numel() >= _MIN_MEAN_DOCUMENT_TOKENS * len(lengths)
         if kind == "pieces" or long_enough:
             longest = max((n for n in lengths if _is_blocked(n)), default=1)

@@ -14,9 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from puna.data.kernels.buffers import Array, Float, Int, kernel
-from puna.lm.cpu.elementwise import exp
 from puna.lm.cpu.intrinsics import divide
-from puna.train.fused.numbers import narrow, widen
+from puna.train.fused.numbers import exp, narrow, widen
 
 LANES = 64
 _LANES = LANES

@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from puna.lm.cpu.intrinsics import F32, I16, I32, instruction
+from puna.lm.cpu.intrinsics import F32, I16, I32, emit_fma, instruction
 
 
 @instruction
@@ -46,3 +46,32 @@ def narrow(typing_context, value, like):  # noqa: ANN001, ANN201
         return builder.trunc(builder.lshr(kept, ir.Constant(I32, 16)), I16)
 
     return like(types.float32, like), codegen
+
+
+@instruction
+def exp(typing_context, value):  # noqa: ANN001, ANN201
+    """Return e**x in float32, within 2 ulp; outside of [-87, 88] the value at the end; NaN stays.
+
+    As :func:`puna.lm.cpu.elementwise.exp`, with each product and sum rounded once, which takes half
+    of the time.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        x = args[0]
+        for bound, beyond in ((-87.0, "<"), (88.0, ">")):
+            end = ir.Constant(F32, bound)
+            x = builder.select(builder.fcmp_ordered(beyond, x, end), end, x)
+        # 1.5 * 2**23: adding it rounds to an integer, in the last bits.
+        shift = ir.Constant(F32, 12582912.0)
+        shifted = emit_fma(builder, x, ir.Constant(F32, 1.4426950216293335), shift)
+        n = builder.fsub(shifted, shift)
+        rest = emit_fma(builder, n, ir.Constant(F32, -0.693359375), x)
+        rest = emit_fma(builder, n, ir.Constant(F32, 2.1219444170128554e-4), rest)
+        sum_ = ir.Constant(F32, 1 / 5040)
+        for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+            sum_ = emit_fma(builder, sum_, rest, ir.Constant(F32, coefficient))
+        exponent = builder.shl(builder.bitcast(shifted, I32), ir.Constant(I32, 23))
+        power = builder.bitcast(builder.add(exponent, ir.Constant(I32, 127 << 23)), F32)
+        return builder.fmul(sum_, power)
+
+    return types.float32(types.float32), codegen
