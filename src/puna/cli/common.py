@@ -70,24 +70,29 @@ def config_of(schema: type[C], overrides: Sequence[str]) -> C:
         raise explain_validation(error, schema, values, "command", changed) from error
 
 
-def run_stage(stage_name: str, recipe: Path, overrides: tuple[str, ...], rebuild: bool) -> None:
+def run_stage(stage_name: str, recipe: Path, overrides: tuple[str, ...], rebuild: bool) -> int:
     """Run one stage of a recipe; the same call as the step inside ``puna run``."""
+    from puna.cli.nodes import follow_if_told, leading
     from puna.core.progress import say
     from puna.core.recipe import load_recipe
     from puna.core.run import run_recipe
 
-    result = run_recipe(
-        load_recipe(recipe, overrides), only=stage_name, rebuild=[stage_name] if rebuild else []
-    )
+    loaded = load_recipe(recipe, overrides)
+    code = follow_if_told(loaded)
+    if code is not None:
+        return code
+    with leading(loaded):
+        result = run_recipe(loaded, only=stage_name, rebuild=[stage_name] if rebuild else [])
     if result.skipped:
         say(f"{stage_name} is finished already: {result.run_dir / stage_name}; nothing to do")
+    return 0
 
 
 def stage_command(stage: Stage) -> click.Command:
     """Make the command of a stage: ``puna data filter RECIPE [KEY=VALUE ...]``."""
 
-    def call(recipe: Path, overrides: tuple[str, ...], rebuild: bool) -> None:
-        run_stage(stage.name, recipe, overrides, rebuild)
+    def call(recipe: Path, overrides: tuple[str, ...], rebuild: bool) -> int:
+        return run_stage(stage.name, recipe, overrides, rebuild)
 
     return click.Command(
         stage.name.rpartition(".")[2],

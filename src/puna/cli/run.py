@@ -13,13 +13,14 @@ import click
 @click.option(
     "--rebuild", multiple=True, metavar="STAGE", help="Make a stage and what follows anew."
 )
-def run(recipe: Path, overrides: tuple[str, ...], rebuild: tuple[str, ...]) -> None:
+def run(recipe: Path, overrides: tuple[str, ...], rebuild: tuple[str, ...]) -> int:
     """Run RECIPE from its first stage to its report.
 
     Finished stages are skipped and unfinished ones resumed, so the same command continues a run
     that was killed. KEY=VALUE overrides a key of the recipe: `train.pretrain.steps=100`.
     """
     from puna.cli.common import load_stages
+    from puna.cli.nodes import follow_if_told, leading
     from puna.cli.summary import print_summary
     from puna.core.progress import say
     from puna.core.recipe import load_recipe
@@ -27,7 +28,12 @@ def run(recipe: Path, overrides: tuple[str, ...], rebuild: tuple[str, ...]) -> N
     from puna.core.units import format_duration
 
     load_stages()
-    result = run_recipe(load_recipe(recipe, overrides), rebuild=rebuild)
+    loaded = load_recipe(recipe, overrides)
+    code = follow_if_told(loaded)
+    if code is not None:
+        return code
+    with leading(loaded):
+        result = run_recipe(loaded, rebuild=rebuild)
     if result.done:
         say(
             "run ",
@@ -41,3 +47,4 @@ def run(recipe: Path, overrides: tuple[str, ...], rebuild: tuple[str, ...]) -> N
             f"everything is up to date: {result.run_dir} ({len(result.skipped)} stages); "
             "nothing to do"
         )
+    return 0

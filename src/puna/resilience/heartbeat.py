@@ -22,18 +22,19 @@ class HeartbeatWriter:
     Args:
         folder: Folder of the attempt; must exist.
         rank: Rank of this process.
+        node: Machine of this process.
     """
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, node: int = 0) -> None:
         self._path = folder / f"heartbeat-{rank}.json"
         self._aside = folder / f".heartbeat-{rank}.tmp"
-        self._folder, self.rank = folder, rank
+        self._folder, self.rank, self._node = folder, rank, node
         self.step = 0
 
     def beat(self, phase: Phase, step: int) -> None:
         """Tell that this rank is alive and begins ``phase`` of ``step``."""
         self.step = step
-        now = Heartbeat(self.rank, os.getpid(), step, phase, time.monotonic())
+        now = Heartbeat(self.rank, os.getpid(), step, phase, time.monotonic(), self._node)
         self._aside.write_text(json.dumps(asdict(now)), encoding="utf-8")
         os.replace(self._aside, self._path)  # a reader sees the old or the new one, never half
 
@@ -54,6 +55,7 @@ class HeartbeatWriter:
             error.fix if user else None,
             details,
             time.monotonic(),
+            self._node,
         )
         path = self._folder / f"failure-{self.rank}.json"
         aside = path.with_suffix(".tmp")

@@ -20,6 +20,8 @@ class Heartbeat:
     phase: Phase
     t_mono_s: float
     """Monotonic clock of the machine, in seconds."""
+    node: int = 0
+    """Machine of the rank."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Failure:
     details: str
     """Traceback of an unexpected error."""
     t_mono_s: float
+    node: int = 0
+    """Machine of the rank."""
 
 
 class Attempt(Protocol):

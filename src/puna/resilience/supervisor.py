@@ -21,6 +21,8 @@ from puna.resilience.protocols import Attempt, Heartbeat, Job
 
 POLL_S = 0.05
 _HANG_STEPS = 10
+NO_PROCESS = 0
+"""Stands for the process of a rank that is known to be dead, on whatever machine."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,8 @@ class _Watch:
 
 def process_alive(pid: int) -> bool:
     """Tell whether a process runs; one that has ended but was not collected yet does not."""
+    if pid == NO_PROCESS:
+        return False
     if sys.platform == "linux":
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")

@@ -17,6 +17,7 @@ from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
 from puna.tokens.ramp import Ramp
+from puna.train.launch_config import LaunchConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
@@ -151,6 +152,8 @@ class TrainingConfig(Config):
     rounding. 0 means all rows of the rank at once."""
     nproc: int = Field(default=1, ge=1)
     """Ranks (processes); the parameters are sharded over them."""
+    launch: Execution[LaunchConfig] = Field(default_factory=LaunchConfig)
+    """Machines that the ranks run on."""
     parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig)
     """How the ranks share the work."""
     memory: Execution[MemoryConfig] = Field(default_factory=MemoryConfig)
@@ -194,6 +197,14 @@ class TrainingConfig(Config):
         if (self.steps is None) == (self.tokens is None):
             raise ValueError(
                 f"give either steps or tokens (steps={self.steps}, tokens={self.tokens})"
+            )
+        nodes = self.launch.nodes
+        if self.nproc % nodes:
+            low = self.nproc - self.nproc % nodes
+            near = " or ".join(str(ranks) for ranks in (low, low + nodes) if ranks)
+            raise ValueError(
+                f"launch.nodes={nodes} machines do not share nproc={self.nproc} ranks equally; "
+                f"use nproc={near}"
             )
         p = self.parallel
         inner = p.tp * p.cp * p.pp * p.replicate

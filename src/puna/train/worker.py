@@ -22,6 +22,8 @@ from puna.train.spec import JobSpec
 
 PARENT_ENV = "PUNA_PARENT_PID"
 """Process id that a worker must not outlive; the agent sets its own for its workers."""
+NODE_ENV = "PUNA_NODE"
+"""Number of the machine that a worker runs on, set by whoever starts it."""
 LOST_PEER_EXIT_CODE = 3
 
 
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     folder = spec.attempt_dir(attempt)
     folder.mkdir(parents=True, exist_ok=True)
-    heart = HeartbeatWriter(folder, rank)
+    heart = HeartbeatWriter(folder, rank, int(os.environ.get(NODE_ENV, "0")))
     heart.beat("start", 0)
     events = Ledger(spec.ledger, job=spec.job, **spec.common)
     try:

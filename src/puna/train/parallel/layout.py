@@ -7,6 +7,7 @@ network most. ``rank = (((replica * shard + s) * pp + p) * cp + c) * tp + t``.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ class Layout:
     def sizes(self) -> tuple[int, ...]:
         """In the order of :data:`DIMS`."""
         return (self.replicate, self.shard, self.pp, self.cp, self.tp)
+
+    @property
+    def n_ranks(self) -> int:
+        """Number of ranks."""
+        return math.prod(self.sizes)
 
     @property
     def data(self) -> int:

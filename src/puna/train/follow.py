@@ -1,0 +1,127 @@
+"""A node other than the first: it starts its share of the ranks when node 0 says so.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from puna.core.errors import PunaError
+from puna.core.fsio import remove_tree
+from puna.core.progress import say
+from puna.resilience.heartbeat import read_heartbeats
+from puna.resilience.protocols import Heartbeat
+from puna.resilience.supervisor import process_alive
+from puna.train.launch import start_ranks
+from puna.train.launch_config import LaunchConfig
+from puna.train.nodes import Board, Call
+from puna.train.spec import JobSpec
+
+_POLL_S = 0.05
+
+
+def follow(folder: Path, node: int, config: LaunchConfig) -> int:
+    """Carry out node 0's orders until the run is over.
+
+    Args:
+        folder: Of the run's nodes.
+        node: Number of this node, from 1.
+        config: Limits.
+
+    Returns:
+        How the run ended on node 0: an exit code.
+
+    Raises:
+        PunaError: Node 0 does not come, or does not come back.
+    """
+    if not 0 < node < config.nodes:
+        raise PunaError(
+            f"this is node {node}, and launch.nodes = {config.nodes}", "nodes count from 0"
+        )
+    say(("node ", "bold"), f"{node} of {config.nodes} waits for node 0")
+    board, share, done = Board(folder, node), _Share(node), None
+    try:
+        while True:
+            silent_s = board.leader_silent_s()
+            if silent_s > config.node_timeout_s:
+                share.stop()
+            if silent_s > config.wait_s:
+                raise PunaError(
+                    f"node 0 has shown no sign of life for {silent_s:.0f} s in {folder}",
+                    "start node 0; the folder must be on a file system that all nodes share; "
+                    "launch.wait_s is how long the others wait",
+                )
+            call = board.call()
+            if call is not None and call != done:
+                if call.what == "end":
+                    share.stop()
+                    share.clean(call.code)
+                    board.tell(call, None, ())
+                    return call.code
+                share.obey(call)
+                done = call
+            board.tell(done, share.exit_code(), share.dead())
+            time.sleep(_POLL_S)
+    finally:
+        share.stop()
+
+
+class _Share:
+    """The ranks of this node."""
+
+    def __init__(self, node: int) -> None:
+        self._node = node
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spec: JobSpec | None = None
+        self._attempt = 0
+
+    def obey(self, call: Call) -> None:
+        """Start or stop the ranks."""
+        self.stop()
+        if call.what == "start" and self._node < call.nodes:
+            self._spec, self._attempt = JobSpec.read(Path(call.job)), call.attempt
+            say(f"  attempt {call.attempt}: starting the ranks of this node")
+            self._process = start_ranks(
+                self._spec, Path(call.job), call.attempt, self._node
+            )  # fmt: skip
+
+    def exit_code(self) -> int | None:
+        """Exit code of the agent; None while it runs, and without one."""
+        return None if self._process is None else self._process.poll()
+
+    def dead(self) -> tuple[int, ...]:
+        """Ranks of this node that are gone without having finished."""
+        return tuple(
+            beat.rank
+            for beat in self._beats()
+            if beat.phase != "done" and not process_alive(beat.pid)
+        )
+
+    def stop(self) -> None:
+        """Kill the agent, with which the ranks die; wait until they are gone."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        deadline_s = time.monotonic() + 10.0
+        for beat in self._beats():
+            while process_alive(beat.pid) and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+        self._process = None
+
+    def clean(self, code: int) -> None:
+        """Remove what a finished job has left in the memory of this node."""
+        if code == 0 and self._spec is not None and self._spec.memory_dir is not None:
+            remove_tree(self._spec.memory_dir)
+
+    def _beats(self) -> list[Heartbeat]:
+        if self._spec is None or self._process is None:
+            return []
+        folder = self._spec.attempt_dir(self._attempt)
+        return [beat for beat in read_heartbeats(folder) if beat.node == self._node]
