@@ -17,8 +17,9 @@ each. Speeds are per second of CPU time of one core; the goal is at least 90 % o
 at 50 times its speed.
 
 Last, the stage runs on the first shard of the corpus, with clusters and with one cluster (all
-pairs), which tells what k-means costs in recall. All takes about ten minutes of two cores; more
-paragraphs (`--per-source 100`) make it twice as long.
+pairs), which tells what k-means costs in recall. The parts add up to some nine minutes of CPU time;
+`--per-source 100` doubles the texts. `--only-hard` takes the texts by two authors alone, one minute
+when `--static` is given.
 """
 
 from __future__ import annotations
