@@ -159,7 +159,9 @@ def speed(precision: str, args: argparse.Namespace) -> None:
         "plain PyTorch + compile": {"trainer": "plain", "compiled": True},
     }
     workers = [
-        Worker(name, spec_of(precision=precision, args=args, **v)) for name, v in named.items()
+        Worker(name, spec_of(precision=precision, args=args, **v))
+        for name, v in named.items()
+        if args.compiled or not v.get("compiled")
     ]
     if args.litgpt:
         workers.append(Worker("litgpt", spec_of("litgpt", precision, args), args.litgpt))
@@ -246,8 +248,11 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", default=["bf16", "fp32"])
     parser.add_argument("--threads", type=int, default=1, help="of each trainer, one at a time")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each trainer")
+    parser.add_argument(
+        "--no-compiled", dest="compiled", action="store_false", help="leave out what compiles"
+    )
     parser.add_argument("--litgpt", help="Python of an environment that has litgpt")
-    parser.add_argument("--memory-seq-len", type=int, default=2048)
+    parser.add_argument("--memory-seq-len", type=int, default=512)
     parser.add_argument("--preset", default="demo", help="of the part `stack`")
     parser.add_argument("--seq-len", type=int, default=256, help="of the part `stack`")
     parser.add_argument("--rows", type=int, default=16, help="of the part `stack`")
