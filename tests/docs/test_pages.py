@@ -18,6 +18,7 @@ HOWTOS = sorted((ROOT / "docs/howto").glob("*.md"))
 SHOWN_ONLY = {
     "deduplicate-by-meaning",  # needs the weights of an encoder
     "parallelism",  # needs many processes
+    "train-at-scale",  # needs many machines
 }
 
 
