@@ -171,6 +171,20 @@ class Accounting:
         forward = 2 * self.n_matmul_params + 2 * c.n_layers * c.dim * twice_visible
         return 3 * forward if training else forward
 
+    def flops_by_documents(
+        self, n_tokens: float, n_visible: float, *, training: bool = True
+    ) -> float:
+        """FLOPs of packed documents, attention counted by what each token can see.
+
+        Args:
+            n_tokens: All tokens.
+            n_visible: Keys that they see, summed: n * (n + 1) / 2 for a document of n tokens.
+            training: Forward and backward instead of one forward.
+        """
+        c = self.config
+        forward = 2 * self.n_matmul_params * n_tokens + 4 * c.n_layers * c.dim * n_visible
+        return 3 * forward if training else forward
+
     def to_json(self, dtype: str = "bfloat16", seq_len: int | None = None) -> dict[str, Any]:
         """Return every number as JSON values.
 

@@ -31,7 +31,9 @@ def forward_backward(
     (n_labelled,) = world.sum([float((batch.labels_BT != NO_LABEL).sum())])
     if n_labelled == 0:
         raise PunaError("a batch has no labelled token", "look at how the labels are made")
-    fields = (batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT, batch.positions_BT)
+    fields = (
+        batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT, batch.positions_BT, batch.source_B
+    )  # fmt: skip
     pieces = zip(*(part.split(micro_batch) for part in fields), strict=True)
     parts = [TensorBatch(*piece) for piece in pieces]
     total = torch.zeros((), device=world.device)

@@ -5,7 +5,8 @@ Shapes: B rows of this data-parallel rank, T tokens per row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,26 @@ from puna.train.parallel.shards import copy_part, local, n_copies
 from puna.train.parallel.stage import Stage, build_stage
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
+from puna.train.watch.clock import StepClock
+from puna.train.watch.communication import time_collectives
 
 if TYPE_CHECKING:
     from puna.train.parallel.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step was computed on, over all ranks.
+
+    Attributes:
+        n_labelled: Labelled tokens.
+        n_visible: Keys that the tokens see, summed.
+        sources: Summed cross entropy in nats and labelled tokens of each source that had rows.
+    """
+
+    n_labelled: float = 0.0
+    n_visible: float = 0.0
+    sources: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class ParallelModel:
@@ -49,6 +67,10 @@ class ParallelModel:
         z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
         memory: What is computed again in the backward pass; None for nothing.
         float8: Matrix products of the layers in float8.
+
+    Attributes:
+        clock: Counts the parts of a step.
+        report: What the last step was computed on.
 
     Raises:
         PunaError: The memory budget is too small, or there is no float8 here.
@@ -83,6 +105,10 @@ class ParallelModel:
             for number in self._plan.of(world.place(PP))
         }
         self._share = ContextShare(world.place(CP), world.layout.cp)
+        self.report = StepReport()
+        self.clock = StepClock(world.device)
+        if world.device.type == "cpu":
+            time_collectives(self.stages.values(), self.clock)
         self._pipelines: dict[tuple[int, int], Pipeline] = {}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -105,20 +131,36 @@ class ParallelModel:
             batch: Rows of this rank's data-parallel share, whole.
         """
         labels_BT = self._share.take(batch.labels_BT)
-        copies = self.world.layout.copies
-        (n_labelled,) = self.world.sum([float((labels_BT != NO_LABEL).sum())])
+        layout = self.world.layout
+        # Exact: whole numbers in fp64.
+        labels_S = torch.zeros(max(len(batch.sources), 1), dtype=torch.float64)
+        labels_S.index_add_(0, batch.source_B.cpu(), (labels_BT != NO_LABEL).sum(1).cpu().double())
+        n_visible, *of_sources = self._sum([batch.n_visible, *labels_S.tolist()])
+        n_labelled = sum(of_sources)
         if n_labelled == 0:
             raise PunaError("a batch has no labelled token", "look at how the labels are made")
         for stage in self.stages.values():
-            stage.n_labelled = n_labelled / copies
+            stage.n_labelled = n_labelled / layout.copies
+            stage.nats_S = torch.zeros(len(labels_S), dtype=torch.float64, device=self.world.device)
         tokens_BT, positions_BT = map(self._share.take, (batch.tokens_BT, batch.positions_BT))
-        parts = (tokens_BT, positions_BT, batch.doc_ids_BT, labels_BT)
+        parts = (tokens_BT, positions_BT, batch.doc_ids_BT, labels_BT, batch.source_B)
         if self._plan.n_stages == 1:
             loss = self._run(*parts)
         else:
             loss = self._pipeline_for(*batch.tokens_BT.shape).run(*parts)
         self._add_tied()
-        return self.world.sum([loss / self.world.layout.tp])[0]
+        nats = torch.stack([stage.nats_S for stage in self.stages.values()]).sum(0).tolist()
+        loss, *nats = self._sum([value / layout.tp for value in (loss, *nats)])
+        self.report = StepReport(
+            n_labelled / layout.copies,
+            n_visible / (layout.copies * layout.cp),
+            {
+                name: (nats[number], of_sources[number] / layout.copies)
+                for number, name in enumerate(batch.sources)
+                if of_sources[number]
+            },
+        )
+        return loss
 
     def _run(self, *parts_BT: Tensor) -> float:
         """Compute one micro-batch after the other; return this rank's part of the loss."""
@@ -130,10 +172,16 @@ class ParallelModel:
         for index, piece in enumerate(pieces):
             if isinstance(stage, FSDPModule):
                 stage.set_requires_gradient_sync(index == len(pieces) - 1)
-            loss = stage(*piece)
-            loss.backward()
+            with self.clock.part("forward"):
+                loss = stage(*piece)
+            with self.clock.part("backward"):
+                loss.backward()
             total += loss.detach()
         return total.item()
+
+    def _sum(self, values: list[float]) -> list[float]:
+        with self.clock.part("communication"):
+            return self.world.sum(values)
 
     def _micro_batch(self, n_rows: int, seq_len: int) -> int:
         return min(n_rows, self._micro_tokens // seq_len)
@@ -149,7 +197,7 @@ class ParallelModel:
                 self.stages, self._plan, self._schedule, self.world,
                 n_micro=n_rows // micro_batch,
                 hidden_shape=(micro_batch, seq_len // (layout.cp * layout.tp), self.config.dim),
-                hidden_dtype=self._dtype,
+                hidden_dtype=self._dtype, clock=self.clock,
             )  # fmt: skip
         return self._pipelines[n_rows, seq_len]
 
@@ -194,7 +242,7 @@ class ParallelModel:
                 weights.append(1 / (n_copies(p) * (2 if id(p) in tied else 1)))
         squares = torch.stack(torch._foreach_norm(grads)).double() ** 2
         weights_N = torch.tensor(weights, dtype=torch.float64, device=squares.device)
-        (total,) = self.world.sum([float((squares * weights_N).sum())])
+        (total,) = self._sum([float((squares * weights_N).sum())])
         norm = total**0.5
         if 0 < max_norm < norm:
             torch._foreach_mul_(grads, max_norm / norm)

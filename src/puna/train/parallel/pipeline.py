@@ -29,6 +29,7 @@ from puna.train.config import ScheduleKind
 from puna.train.parallel.layout import PP, StagePlan
 from puna.train.parallel.stage import Stage
 from puna.train.parallel.world import World
+from puna.train.watch.clock import Part, StepClock
 
 _SCHEDULES: dict[ScheduleKind, Any] = {
     "gpipe": ScheduleGPipe,
@@ -38,6 +39,11 @@ _SCHEDULES: dict[ScheduleKind, Any] = {
     "interleaved_zero_bubble": ScheduleInterleavedZeroBubble,
     "zbv": ScheduleZBVZeroBubble,
     "dualpipev": ScheduleDualPipeV,
+}
+_PASSES: dict[str, Part] = {
+    "forward_one_chunk": "forward",
+    "backward_one_chunk": "backward",
+    "backward_weight_one_chunk": "backward",
 }
 
 
@@ -52,6 +58,7 @@ class Pipeline:
         n_micro: Micro-batches per step.
         hidden_shape: Of the residual stream, which travels between stages.
         hidden_dtype: Of it.
+        clock: Counts the passes of each stage; what is left of a step is waiting for others.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class Pipeline:
         n_micro: int,
         hidden_shape: tuple[int, int, int],
         hidden_dtype: torch.dtype,
+        clock: StepClock,
     ) -> None:
         rows = hidden_shape[0]
         hidden = torch.empty(hidden_shape, dtype=hidden_dtype, device="meta", requires_grad=True)
@@ -73,6 +81,7 @@ class Pipeline:
         self._device = world.device
         self._n_micro = n_micro
         self._is_first, self._is_last = 0 in stages, plan.n_stages - 1 in stages
+        self._clock = clock
         parts = [
             PipelineStage(
                 stage, number, plan.n_stages, world.device, group=group,
@@ -81,6 +90,9 @@ class Pipeline:
             )
             for number, stage in stages.items()
         ]  # fmt: skip
+        for part in parts:
+            for name, kind in _PASSES.items():
+                setattr(part, name, clock.timed(kind, getattr(part, name)))
         make = _SCHEDULES[schedule]
         is_single = issubclass(make, PipelineScheduleSingle)
         # The loss is a sum already: PyTorch would divide the gradient by the micro-batches.
@@ -89,14 +101,23 @@ class Pipeline:
         )
 
     def run(
-        self, tokens_BT: Tensor, positions_BT: Tensor, doc_ids_BS: Tensor, labels_BT: Tensor
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        doc_ids_BS: Tensor,
+        labels_BT: Tensor,
+        source_B: Tensor,
     ) -> float:
         """Compute forward and backward of a step; return this rank's part of the loss."""
         losses: list[Tensor] = []
         args = (tokens_BT,) if self._is_first else ()
-        kwargs = {"positions_BT": positions_BT, "doc_ids_BS": doc_ids_BS, "labels_BT": labels_BT}
+        kwargs = {
+            "positions_BT": positions_BT, "doc_ids_BS": doc_ids_BS, "labels_BT": labels_BT,
+            "source_B": source_B,
+        }  # fmt: skip
         target = labels_BT if self._is_last else None
-        self._schedule.step(*args, target=target, losses=losses, return_outputs=False, **kwargs)
+        with self._clock.part("communication"):
+            self._schedule.step(*args, target=target, losses=losses, return_outputs=False, **kwargs)
         return float(torch.stack(losses).sum()) if losses else 0.0
 
 

@@ -57,6 +57,7 @@ class Stage(nn.Module):
     Attributes:
         n_labelled: Labelled tokens of the global batch; set before a step. The loss of a
             micro-batch is divided by it.
+        nats_S: Summed cross entropy of each source (S); set to zeros before a step.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Stage(nn.Module):
             if whole.output is not None:
                 self.output = whole.output
         self.n_labelled = 1.0
+        self.nats_S = torch.zeros(1, dtype=torch.float64, device=world.device)
         self._is_tied = config.tie_embeddings
         self._world, self._precision, self._z_loss = world, precision, z_loss
         self._share = ContextShare(world.place(CP), world.layout.cp)
@@ -97,6 +99,7 @@ class Stage(nn.Module):
         positions_BT: Int[Tensor, "B T"],
         doc_ids_BS: Int[Tensor, "B S"] | None,
         labels_BT: Int[Tensor, "B T"],
+        source_B: Int[Tensor, " B"],
     ) -> Tensor:
         """Return the residual stream, or, on the last stage, this micro-batch's part of the loss.
 
@@ -105,6 +108,7 @@ class Stage(nn.Module):
             positions_BT: Position of each token in its document.
             doc_ids_BS: Documents of whole rows; None when each row is one.
             labels_BT: Next token of each position.
+            source_B: Number of each row's source.
 
         Returns:
             (B, T, C), of this rank's share of the tokens under tensor parallel; or one number (1,).
@@ -122,7 +126,7 @@ class Stage(nn.Module):
                 return h_BTC
             h_BTC = self.norm(h_BTC)
         # Not a view: the zero-bubble schedules detach it in place.
-        return torch.stack([self._loss(h_BTC, labels_BT) / self.n_labelled])
+        return torch.stack([self._loss(h_BTC, labels_BT, source_B) / self.n_labelled])
 
     def _plan(self, seq_len: int, doc_ids_BS: Tensor | None) -> AttentionPlan:
         device = self._world.device
@@ -138,7 +142,10 @@ class Stage(nn.Module):
         return FusedRotation(table.cos[positions_BT], table.sin[positions_BT])
 
     def _loss(
-        self, hidden_BTC: Float[Tensor, "B T C"], labels_BT: Int[Tensor, "B T"]
+        self,
+        hidden_BTC: Float[Tensor, "B T C"],
+        labels_BT: Int[Tensor, "B T"],
+        source_B: Int[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         head = self.tok_embeddings if self._is_tied else self.output
         weight_VC, group, first, chunk = head.weight, None, 0, None
@@ -154,10 +161,13 @@ class Stage(nn.Module):
         if isinstance(weight_VC, DTensor):
             first = _first_row(weight_VC)
             weight_VC = weight_VC.to_local()
-        return cross_entropy_sum(
+        nats_B = torch.zeros(len(labels_BT), dtype=torch.float64, device=labels_BT.device)
+        loss = cross_entropy_sum(
             hidden_BTC, weight_VC, labels_BT, dtype=self._precision.dtype,
-            chunk_tokens=chunk, group=group, first_id=first, z_loss=self._z_loss,
+            chunk_tokens=chunk, group=group, first_id=first, z_loss=self._z_loss, nats_B=nats_B,
         )  # fmt: skip
+        self.nats_S.index_add_(0, source_B, nats_B)
+        return loss
 
 
 def _first_row(weight_VC: DTensor) -> int:

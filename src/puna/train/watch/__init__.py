@@ -1,0 +1,1 @@
+"""What a training tells about itself: times, memory, writers, profiles, held-out text."""
