@@ -131,4 +131,4 @@ def longer_held(cfg: TrainingConfig, model: LlamaConfig) -> int:
     """Bytes of the tensor that a real tensor-parallel group holds until its next collective."""
     if cfg.parallel.tp == 1:
         return 0
-    return (cfg.micro_batch or cfg.rank_batch) * cfg.seq_len * model.dim * 4
+    return cfg.rank_batch * cfg.seq_len * model.dim * 4

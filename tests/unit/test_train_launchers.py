@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from puna.cli.main import cli
 from puna.core.errors import PunaError
 from puna.train.config import TrainingConfig
 from puna.train.launch_config import LaunchConfig
@@ -195,3 +197,37 @@ def test_a_wrong_script_is_found(before, after, words):
 def test_what_a_file_cannot_hold_is_refused(call):
     with pytest.raises(PunaError):
         call()
+
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes/llama3-8b.toml"
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        (["--slurm"], "job.sbatch"),
+        (["--kubernetes", "--image", "i:1", "--volume-claim", "c"], "jobset.yaml"),
+        (["--ssh", "a,b", "train.pretrain.launch.nodes=2"], "run-over-ssh.sh"),
+    ],
+)
+def test_command_writes_a_file(tmp_path, options, file):
+    out = tmp_path / "my jobs"
+    result = CliRunner().invoke(cli, ["launch", str(RECIPE), *options, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in out.iterdir()] == [file]
+    assert f"{out / file}'" in result.output
+
+
+@pytest.mark.parametrize("options", [[], ["--slurm", "--kubernetes"], ["--ssh", "a,b"]])
+def test_command_refuses(tmp_path, options):
+    result = CliRunner().invoke(cli, ["launch", str(RECIPE), *options, "--out", str(tmp_path)])
+    assert isinstance(result.exception, PunaError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_on_another_node_waits_for_node_0(tmp_path, monkeypatch):
+    monkeypatch.setenv("PUNA_NODE_RANK", "1")
+    arguments = [f"runs_dir={tmp_path}", "train.pretrain.launch={nodes=2, wait_s=0.2}"]
+    result = CliRunner().invoke(cli, ["run", str(RECIPE), *arguments])
+    assert isinstance(result.exception, PunaError)
+    assert "node 0 has shown no sign of life" in str(result.exception)

@@ -19,7 +19,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -36,6 +40,7 @@ from puna.train.parallel.stage import Stage
 from puna.train.parallel.world import World, make_world
 
 _aten, _prim = torch.ops.aten, torch.ops.prim
+_MAKES_FAKE = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)  # in torch.tensor
 
 
 @contextlib.contextmanager
@@ -93,14 +98,17 @@ class DryRunRecorder(CollectiveRecorder):
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer, or do what was asked for."""
-        if not (args and isinstance(args[0], FakeTensor)):
-            pass  # of the mesh, which is real
-        elif func is _prim.device.default:
+        tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        is_real = tensors and not any(isinstance(x, FakeTensor) for x in tensors)
+        if is_real and func not in _MAKES_FAKE:
+            with unset_fake_temporarily():  # a real mesh's places of ranks
+                return func(*args, **kwargs)
+        if func is _prim.device.default:
             return args[0].fake_device  # two thirds of all calls
-        elif func is _aten.nonzero.default:
+        if func is _aten.nonzero.default:
             # Which tokens have a label: all.
             return torch.arange(args[0].numel(), device=args[0].device).unsqueeze(1)
-        elif func is _aten._local_scalar_dense.default:
+        if func is _aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
         result = func(*args, **kwargs)
         self.memory.note(result)
