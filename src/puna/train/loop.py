@@ -7,8 +7,11 @@ rate and the random numbers of a step are functions of the step alone, and the r
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
 from puna.model.accounting import account
 from puna.resilience.faults import FaultInjector, PlannedFault
@@ -26,7 +29,6 @@ from puna.train.parallel.world import World
 from puna.train.precision import Precision, decide_precision
 from puna.train.schedule import lr_factor
 from puna.train.spec import CHECKPOINTS_DIR, JobSpec
-from puna.train.step import check_finite
 
 
 def train(
@@ -103,7 +105,7 @@ def train(
             loss = model.forward_backward(batch)
             injector.at(step)
             grad_norm = model.clip_gradients(cfg.clip_norm)
-            check_finite(step, loss, grad_norm, lr)
+            _check_finite(step, loss, grad_norm, lr)
             set_lr(optimizer, lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -120,6 +122,20 @@ def train(
     heart.beat("save", cfg.n_steps)
     export_model(spec, store, world)
     heart.beat("done", cfg.n_steps)
+
+
+def _check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
+    """Stop a run that has left the numbers; a restart would only repeat it.
+
+    Raises:
+        PunaError: The loss or the norm of the gradient is NaN or infinite.
+    """
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise PunaError(
+            f"step {step}: the loss is {loss} and the gradient's norm {grad_norm} (lr {lr:.3g})",
+            "lower optim.lr, lengthen schedule.warmup or lower clip_norm; the checkpoints before "
+            "this step are good",
+        )
 
 
 def _mix_seed(seed: int, step: int, rank: int) -> int:
