@@ -171,6 +171,12 @@ class Accounting:
         forward = 2 * self.n_matmul_params + 2 * c.n_layers * c.dim * twice_visible
         return 3 * forward if training else forward
 
+    def layer_flops_per_token(self, seq_len: int) -> float:
+        """FLOPs per token of the forward pass of one layer, by the convention of the module."""
+        c, p = self.config, self.parts
+        weights = (p.kv_projections + p.qo_projections + p.ffn) / c.n_layers
+        return 2 * weights + 4 * c.dim * seq_len
+
     def flops_by_documents(
         self, n_tokens: float, n_visible: float, *, training: bool = True
     ) -> float:

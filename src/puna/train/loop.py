@@ -13,7 +13,7 @@ import torch
 
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
-from puna.model.accounting import account
+from puna.model.accounting import FLOPS_CONVENTION, account
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.train.average import WeightAverage
@@ -22,7 +22,7 @@ from puna.train.checkpoint.tiers import CheckpointTiers
 from puna.train.export import export_model
 from puna.train.feed import BatchFeed
 from puna.train.initial import starting_tensors
-from puna.train.metrics import StepMeter, peak_flops
+from puna.train.metrics import StepCost, StepMeter, peak_flops
 from puna.train.optim import make_optimizer, restore_copies, set_lr, state_tensors
 from puna.train.parallel.model import ParallelModel
 from puna.train.parallel.world import World
@@ -80,10 +80,13 @@ def train(
     restore_copies(model, optimizer)
     first_step = restored.step if restored else 0
 
+    clock = model.clock
+    cost = StepCost(
+        account(spec.model), world.sum([model.n_again])[0] * world.layout.pp / world.size,
+        peak_flops(spec.state_dir, world, precision.dtype),
+    )  # fmt: skip
     meter = StepMeter(
-        events, world, attempt=attempt, log_every=cfg.log_every,
-        flops_per_token=account(spec.model).flops_per_token(cfg.seq_len),
-        peak_flops=peak_flops(spec.state_dir, world, precision.dtype),
+        events, world, clock, attempt=attempt, log_every=cfg.log_every, cost=cost
     )  # fmt: skip
     _tell_start(spec, attempt, world, precision, meter, events)
     if world.rank == 0 and (restored or attempt > 0):
@@ -101,24 +104,29 @@ def train(
             meter.begin()
             torch.manual_seed(_mix_seed(cfg.seed, step, world.rank))
             lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
-            batch = feed.get(step)
+            with clock.part("data"):
+                batch = feed.get(step)
             loss = model.forward_backward(batch)
             injector.at(step)
-            grad_norm = model.clip_gradients(cfg.clip_norm)
+            with clock.part("optimizer"):
+                grad_norm = model.clip_gradients(cfg.clip_norm)
             _check_finite(step, loss, grad_norm, lr)
-            set_lr(optimizer, lr)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update(step)
+            with clock.part("optimizer"):
+                set_lr(optimizer, lr)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                average.update(step)
             meter.end(
-                step, n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step), loss=loss,
-                lr=lr, grad_norm=grad_norm, data_s=feed.waited_s,
+                step, model.report, seq_len=batch.tokens_BT.shape[1],
+                n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step), loss=loss,
+                lr=lr, grad_norm=grad_norm,
             )  # fmt: skip
             done, final = step + 1, step + 1 == cfg.n_steps
             if tiers.is_due(done, final=final):
                 meter.flush()
                 heart.beat("save", done)
-                tiers.after_step(done, precision.name, final=final)
+                with clock.part("checkpoint"):
+                    tiers.after_step(done, precision.name, final=final)
     heart.beat("save", cfg.n_steps)
     export_model(spec, store, world)
     heart.beat("done", cfg.n_steps)
@@ -156,6 +164,7 @@ def _tell_start(
             "train.start", attempt=attempt, n_params=account(spec.model).n_params,
             world=world.size, n_threads=world.n_threads, device=str(world.device),
             dtype=precision.name, dtype_reason=precision.reason, steps=spec.training.n_steps,
-            tokens_per_step=spec.training.tokens_per_step, flops_per_token=meter.flops_per_token,
-            peak_flops_measured=meter.peak_flops,
+            tokens_per_step=spec.training.tokens_per_step,
+            flops_per_token=meter.cost.model.flops_per_token(spec.training.seq_len),
+            flops_convention=FLOPS_CONVENTION, peak_flops_measured=meter.cost.peak_flops,
         )  # fmt: skip

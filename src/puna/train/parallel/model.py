@@ -71,6 +71,7 @@ class ParallelModel:
     Attributes:
         clock: Counts the parts of a step.
         report: What the last step was computed on.
+        n_again: Layers of this rank that are wholly computed again in the backward pass.
 
     Raises:
         PunaError: The memory budget is too small, or there is no float8 here.
@@ -104,6 +105,7 @@ class ParallelModel:
             number: build(config, self._plan, number, world, parallel, precision)
             for number in self._plan.of(world.place(PP))
         }
+        self.n_again = sum(kind == "full" for kind in again.values())
         self._share = ContextShare(world.place(CP), world.layout.cp)
         self.report = StepReport()
         self.clock = StepClock(world.device)

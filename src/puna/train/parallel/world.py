@@ -97,6 +97,14 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Return the largest of each number over all ranks, in fp64."""
+        if self.mesh is None:
+            return list(values)
+        most = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return most.tolist()
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.mesh is not None:
