@@ -35,8 +35,9 @@ def real_steps(jobs: list[tuple[TrainingConfig, LlamaConfig]]) -> list[RankRecor
     """Take one step of each training as one rank of this group."""
     from puna.train import loss
     from puna.train.dryrun.fake import MemoryRecorder, see_whole_rows, whole_rows
-    from puna.train.dryrun.rank import build, record_step
+    from puna.train.dryrun.rank import build, planned_precision, record_step
     from puna.train.fused import fuse
+    from puna.train.optim import make_optimizer
     from puna.train.parallel.world import make_world
 
     warnings.filterwarnings("ignore", module=r"torch\.")
@@ -51,8 +52,9 @@ def real_steps(jobs: list[tuple[TrainingConfig, LlamaConfig]]) -> list[RankRecor
         stages = build(task, world)
         stages.fill_random(0)
         see_whole_rows(stages.stages)
+        optimizer = make_optimizer(cfg.optim, stages, world, planned_precision(task).dtype)
         batch = whole_rows(cfg.rank_batch, cfg.seq_len)
-        found.append(record_step(task, world, stages, MemoryRecorder(world), batch))
+        found.append(record_step(task, world, stages, optimizer, MemoryRecorder(world), batch))
     return found
 
 

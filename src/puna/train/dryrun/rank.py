@@ -73,15 +73,20 @@ def step_through(task: RankTask) -> RankRecord:
             model = build(task, world)
         recorder = DryRunRecorder(world)
         see_whole_rows(model.stages)
+        # Outside the fake mode: Muon asks the mesh where parts of matrices begin.
+        optimizer = make_optimizer(task.cfg.optim, model, world, planned_precision(task).dtype)
+        for state in optimizer.state.values():
+            state.update({k: fake.from_tensor(x) for k, x in state.items() if type(x) is Tensor})
         batch = faked(whole_rows(task.micro_batch * task.n_micro, task.cfg.seq_len), fake)
         with fake:
-            return record_step(task, world, model, recorder, batch)
+            return record_step(task, world, model, optimizer, recorder, batch)
 
 
 def record_step(
     task: RankTask,
     world: World,
     model: ParallelModel,
+    optimizer: torch.optim.Optimizer,
     recorder: DryRunRecorder | MemoryRecorder,
     batch: TensorBatch,
 ) -> RankRecord:
@@ -89,7 +94,6 @@ def record_step(
     dtype = planned_precision(task).dtype
     with recorder:
         watch = StageWatch(model.stages, recorder)
-        optimizer = make_optimizer(task.cfg.optim, model, world, dtype)
         model.forward_backward(batch)
         parameters = list(model.parameters())
         gradients = _storage_bytes(local(p.grad) for p in parameters)
