@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("puna.cli.data:data", "Sources, filters, deduplication, split; why a document went."),
     "tokens": ("puna.cli.tokens:tokens", "Train a tokenizer, encode documents to token shards."),
     "model": ("puna.cli.model:model", "Presets; inspect, compare and convert models."),
+    "plan": ("puna.cli.plan:plan", "Time, memory, cost and failures of a training, predicted."),
     "train": ("puna.cli.train:train", "Pretraining; what it will need at any scale."),
     "launch": ("puna.cli.launch:launch", "Write the files that start a training on many nodes."),
     "post": ("puna.cli.post:post", "Instruction pairs and supervised fine-tuning."),

@@ -61,7 +61,7 @@ class Fabric(Config):
             return BALANCE["adaptive"]
         return BALANCE["ecmp16" if self.flows >= 16 else "ecmp4" if self.flows >= 4 else "ecmp1"]
 
-    def squeeze(self, n_gpus: int) -> float:
+    def squeeze(self, n_gpus: int, worst: bool = False) -> float:
         """Return the share of bandwidth that the top tier's oversubscription leaves, 1 without.
 
         A ring over packed ranks crosses pods once per pod, so that of ``pod`` GPUs only one sends
@@ -69,11 +69,12 @@ class Fabric(Config):
 
         Args:
             n_gpus: GPUs of the job.
+            worst: As if placed at random.
         """
         pods = -(-n_gpus // self.pod)
         if pods <= 1:
             return 1.0
-        crossing = 1.0 - 1.0 / pods if self.placement == "random" else PACKED_SHARE
+        crossing = 1.0 - 1.0 / pods if worst or self.placement == "random" else PACKED_SHARE
         return min(1.0, 1.0 / (self.oversubscription * crossing))
 
     def nic(self, n_gpus: int, which: Literal["mid", "low", "high"] = "mid") -> float:
@@ -81,11 +82,11 @@ class Fabric(Config):
 
         Args:
             n_gpus: GPUs of the job.
-            which: The prior, or an end of its range.
+            which: The prior, or an end of its range; the low one also takes the worst placement.
         """
         mid, low, high = self.balance()
         share = {"mid": mid, "low": low, "high": high}[which] / REFERENCE
-        return self.gbit * 1e9 / 8 * min(share, 1.08) * self.squeeze(n_gpus)
+        return self.gbit * 1e9 / 8 * min(share, 1.08) * self.squeeze(n_gpus, which == "low")
 
 
 PACKED_SHARE = 0.25

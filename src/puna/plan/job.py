@@ -165,11 +165,11 @@ def problems(job: Job) -> Iterator[PunaError]:
 def _pipeline_problems(job: Job) -> Iterator[PunaError]:
     lay = job.layout
     stages = lay.pp * lay.chunks
-    if stages > job.model.n_layers:
+    if stages > job.model.n_layers + 2:  # the first may hold the embedding alone, the last the head
         yield PunaError(
             f"pp = {lay.pp} with {lay.chunks} stages per rank is more than the model's "
             f"{job.model.n_layers} layers",
-            f"use pp * chunks of at most {job.model.n_layers}",
+            f"use pp * chunks of at most {job.model.n_layers + 2}",
         )
     if lay.chunks > 1 and (lay.pp == 1 or lay.schedule == "1f1b"):
         yield PunaError(

@@ -76,8 +76,7 @@ def stage_memory(w: Workload, stage: Num) -> Memory:
     weights, gradients, optimizer = _states(w, o, params)
     logits, buffers = _transient(w, o, tokens, is_last, layer, table)
     parts = (weights, gradients, optimizer, activations, logits, buffers)
-    fsdp = w.fsdp2 + w.fsdp3
-    return Memory(*parts, o.where(fsdp, FRAGMENTS_FSDP, 0.0) * sum(parts))
+    return Memory(*parts, o.where(_modules(w), FRAGMENTS_FSDP, 0.0) * sum(parts))
 
 
 def _layers(w: Workload, o: Ops, is_last: Num) -> Num:
@@ -111,7 +110,7 @@ def _activations(w: Workload, o: Ops, tokens: Num, sp: Num) -> Num:
     written: 5 heads s per token (Korthikanti et al. 2022, with masks and inputs of dropout).
     """
     h, f, kv, tp = w.dim, w.ffn, w.kv_dim, w.tp
-    modules = (w.fsdp2 + w.fsdp3) * (1 - w.classic)
+    modules = _modules(w)
     feed = (4 + 2 * w.gated + 2 * modules) * f
     heads = 4 * h + 4 * (kv + modules * (h - kv)) + 4 * w.heads
     scores = o.where(w.flash, 0.0, (1 - w.selective) * 5 * w.heads * w.seq)
@@ -121,6 +120,11 @@ def _activations(w: Workload, o: Ops, tokens: Num, sp: Num) -> Num:
     some = tokens * (4 * h / sp + (4 * h + 2 * kv + 2 * f) / tp)
     inputs = 2 * tokens * h / sp
     return o.where(w.full, inputs, o.where(w.sac, some, every))
+
+
+def _modules(w: Workload) -> Num:
+    """1: PyTorch's modules under FSDP; 0: fused kernels and loss (Megatron-LM, tuned FSDP)."""
+    return (w.fsdp2 + w.fsdp3) * (1 - w.tuned) * (1 - w.classic)
 
 
 def _in_flight(w: Workload, o: Ops, stage: Num) -> Num:
@@ -142,7 +146,7 @@ def _transient(
     h, f = w.dim, w.ffn
     sharded = w.fsdp2 + w.fsdp3
     stream = 4 * 2 * tokens * h
-    loss = o.where(is_last, o.where(sharded, 12.0, 4.0) * tokens * w.vocab / w.tp, 0.0)
+    loss = o.where(is_last, o.where(_modules(w), 12.0, 4.0) * tokens * w.vocab / w.tp, 0.0)
     head = o.where(is_last, o.where(sharded, 8.0, 2.0) * table, 0.0)
     gathered = o.where(w.fsdp3, 2 * 2 * layer, 0.0)
     layer_grad = o.where(sharded, 6 * layer, 5 * (1 + w.gated) * h * f / w.tp)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -121,3 +121,22 @@ def write_calibration(path: Path, fit: Fit, widths: Widths) -> None:
         "covariance": [[float(f"{x:.4g}") for x in line] for line in fit.covariance],
     }
     write_text(path, json.dumps(values, indent=1).replace(",\n   ", ", ") + "\n")
+
+
+def join(a: Rows, b: Rows) -> Rows:
+    """Return the rows of both.
+
+    Args:
+        a: Measured steps; its columns are kept.
+        b: More of them.
+    """
+    both = Workload(
+        **{
+            f.name: np.concatenate([getattr(a.workload, f.name), getattr(b.workload, f.name)])
+            for f in fields(Workload)
+        }
+    )
+    return Rows(
+        a.columns, [*a.rows, *b.rows], both, np.concatenate([a.step_s, b.step_s]),
+        np.concatenate([a.sources, b.sources]), np.concatenate([a.groups, b.groups]),
+    )  # fmt: skip
