@@ -18,6 +18,7 @@ from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
 from puna.tokens.ramp import Ramp
 from puna.train.launch_config import LaunchConfig
+from puna.train.log_config import LogConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
@@ -191,6 +192,8 @@ class TrainingConfig(Config):
     """Batches that a thread makes ahead, downloads included; 0 makes each when it is needed."""
     log_every: Execution[int] = Field(default=1, ge=1)
     """Steps between two `train.step` events in the ledger."""
+    log: Execution[LogConfig] = Field(default_factory=LogConfig)
+    """Where the numbers go beside the ledger and the terminal."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -22,6 +22,7 @@ from puna.train.checkpoint.tiers import CheckpointTiers
 from puna.train.export import export_model
 from puna.train.feed import BatchFeed
 from puna.train.initial import starting_tensors
+from puna.train.log_config import LogConfig
 from puna.train.metrics import StepCost, StepMeter, peak_flops
 from puna.train.optim import make_optimizer, restore_copies, set_lr, state_tensors
 from puna.train.parallel.model import ParallelModel
@@ -29,6 +30,7 @@ from puna.train.parallel.world import World
 from puna.train.precision import Precision, decide_precision
 from puna.train.schedule import lr_factor
 from puna.train.spec import CHECKPOINTS_DIR, JobSpec
+from puna.train.watch.writers import Writers
 
 
 def train(
@@ -85,8 +87,12 @@ def train(
         account(spec.model), world.sum([model.n_again])[0] * world.layout.pp / world.size,
         peak_flops(spec.state_dir, world, precision.dtype),
     )  # fmt: skip
+    log = cfg.log if world.rank == 0 else LogConfig()
+    settings = cfg.model_dump(mode="json")
+    writers = Writers(log, spec.out, spec.job, settings, first_step, events)
     meter = StepMeter(
-        events, world, clock, attempt=attempt, log_every=cfg.log_every, cost=cost
+        events, world, clock, attempt=attempt, log_every=cfg.log_every, cost=cost,
+        on_event=writers.put,
     )  # fmt: skip
     _tell_start(spec, attempt, world, precision, meter, events)
     if world.rank == 0 and (restored or attempt > 0):
@@ -98,7 +104,10 @@ def train(
     planned = PlannedFault(fault.rank, fault.step, fault.what) if fault and fault.enabled else None
     injector = FaultInjector(planned, world.rank, spec.job, events)
 
-    with BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed:
+    with (
+        BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed,
+        writers,
+    ):
         for step in range(first_step, cfg.n_steps):
             heart.beat("step", step)
             meter.begin()

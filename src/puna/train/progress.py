@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from puna.core.ledger import Ledger
-from puna.core.progress import Bar, progress
+from puna.core.progress import Bar, progress, say
 from puna.core.units import format_rate
 from puna.resilience.history import read_history
 from puna.train.spec import JobSpec
@@ -52,6 +52,11 @@ class TrainProgress:
     def update(self) -> None:
         """Read what the ledger has got since the last call."""
         for event in self._new_events():
+            if event.get("kind") == "train.log_failed" and event.get("job") == self._job:
+                say(
+                    ("warning: ", "yellow"),
+                    f"{event['target']} gets no more numbers, the training goes on: {event['why']}",
+                )
             if event.get("kind") != "train.step" or event.get("job") != self._job:
                 continue
             n_new = event["step"] + 1 - self._steps_done

@@ -27,6 +27,7 @@ from puna.resilience.supervisor import RestartPolicy, supervise
 from puna.tokens.shards import is_remote
 from puna.train.config import PretrainConfig, TrainingConfig
 from puna.train.launch import TrainJob
+from puna.train.log_config import check_log
 from puna.train.parallel.layout import check_layout
 from puna.train.progress import TrainProgress
 from puna.train.spec import JOB_FILE, LAST_MODEL_DIR, STATE_DIR, JobSpec, SourceSpec, plain_training
@@ -200,6 +201,7 @@ def _check(cfg: TrainingConfig, model: LlamaConfig, source: SourceSpec) -> None:
             "lower seq_len, or raise max_seq_len in the model's section",
         )
     check_layout(cfg, model)
+    check_log(cfg.log)
     opened = source.open()
     if opened.n_rows != cfg.global_batch:
         raise ValueError(f"the source has {opened.n_rows} rows, not {cfg.global_batch}")
