@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from puna.cli.plan_estimate import estimate
+from puna.cli.plan_fabric import fabric
 from puna.cli.plan_failures import failures
 from puna.cli.plan_search import search
 
@@ -19,6 +20,7 @@ def plan() -> None:
 
 plan.add_command(estimate)
 plan.add_command(search)
+plan.add_command(fabric)
 plan.add_command(failures)
 
 

@@ -11,15 +11,17 @@ import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float64
 from pydantic import Field
 
 from puna.core.config import Config
 from puna.core.errors import PunaError
 from puna.plan.shipped import FACTS
+
+if TYPE_CHECKING:  # its import takes as long as all of the planner
+    from jaxtyping import Float64
 
 OBSERVED_GPU_HOURS = 54 * 24 * 16_384
 """GPU-hours behind the bundled counts."""

@@ -9,13 +9,16 @@ Marquardt 1963) in the logarithm of the constants; steps are cut off at the boun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 
 from puna.plan.constants import NAMES, PRIORS, Constants
 from puna.plan.step import step_time
 from puna.plan.workload import Workload
+
+if TYPE_CHECKING:  # its import takes as long as all of the planner
+    from jaxtyping import Float64
 
 SOFT = 0.05
 """Residual from which on a row counts linearly instead of squared."""

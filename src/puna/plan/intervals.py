@@ -12,12 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 
 from puna.plan.fit import fit_constants, log_predictions
 from puna.plan.workload import Workload
+
+if TYPE_CHECKING:  # its import takes as long as all of the planner
+    from jaxtyping import Float64
 
 LEVEL = 0.9
 FEWEST = 15

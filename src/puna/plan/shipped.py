@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 
 from puna.core.fsio import write_text
 from puna.plan.constants import NAMES, Constants
@@ -17,6 +17,9 @@ from puna.plan.fit import Fit, fit_constants
 from puna.plan.intervals import Widths, calibrate_widths, group_of
 from puna.plan.rows import read_rows, workloads
 from puna.plan.workload import Workload, stack
+
+if TYPE_CHECKING:  # its import takes as long as all of the planner
+    from jaxtyping import Float64
 
 FACTS = resources.files("puna.plan").joinpath("facts")
 

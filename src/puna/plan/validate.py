@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from puna.core.units import GIB
 from puna.plan.constants import PRIORS
@@ -22,6 +21,9 @@ from puna.plan.fit import Fit, fit_constants, log_predictions
 from puna.plan.intervals import calibrate_widths, held_out
 from puna.plan.memory import peak_memory
 from puna.plan.shipped import Rows, llama3_table, published
+
+if TYPE_CHECKING:  # its import takes as long as all of the planner
+    from jaxtyping import Float64
 
 SEEDS = 6
 FIT_SHARE = 0.3
