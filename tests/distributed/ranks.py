@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-_TIMEOUT_S = 240.0
+_TIMEOUT_S = 900.0
 
 
 def run_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:

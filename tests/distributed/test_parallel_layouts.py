@@ -26,7 +26,8 @@ from puna.train.parallel.world import World, make_world
 from puna.train.spec import JobSpec, SourceSpec
 from tests.distributed.ranks import run_ranks
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+# Eight processes on two busy cores take minutes.
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(1000)]
 
 # Five layers: no number of stages divides them. A vocabulary that two ranks do not share evenly.
 MODEL = LlamaConfig(
