@@ -30,6 +30,7 @@ from puna.train.parallel.world import World
 from puna.train.precision import Precision, decide_precision
 from puna.train.schedule import lr_factor
 from puna.train.spec import CHECKPOINTS_DIR, JobSpec
+from puna.train.watch.profile import StepProfile
 from puna.train.watch.writers import Writers
 
 
@@ -107,10 +108,12 @@ def train(
     with (
         BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed,
         writers,
+        StepProfile(spec.profile, model, world, cost) as profile,
     ):
         for step in range(first_step, cfg.n_steps):
             heart.beat("step", step)
             meter.begin()
+            profile.before_step()
             torch.manual_seed(_mix_seed(cfg.seed, step, world.rank))
             lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
             with clock.part("data"):
@@ -130,6 +133,9 @@ def train(
                 n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step), loss=loss,
                 lr=lr, grad_norm=grad_norm,
             )  # fmt: skip
+            if profile.after_step():
+                heart.beat("done", step + 1)
+                return
             done, final = step + 1, step + 1 == cfg.n_steps
             if tiers.is_due(done, final=final):
                 meter.flush()

@@ -47,6 +47,25 @@ class SourceSpec:
 
 
 @dataclass(frozen=True)
+class ProfileSpec:
+    """Steps that are profiled instead of a whole training.
+
+    Attributes:
+        folder: Receives the traces.
+        n_warm_up: Steps before them.
+        n_steps: Profiled steps; the training ends after them, without checkpoint and model.
+    """
+
+    folder: Path
+    n_warm_up: int
+    n_steps: int
+
+    def trace(self, rank: int) -> Path:
+        """Path of a rank's trace."""
+        return self.folder / f"trace-rank{rank}.json.gz"
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """A training job.
 
@@ -63,6 +82,7 @@ class JobSpec:
         weights_digest: Identity of the checkpoint's content, where it came from outside the run.
         rope_factor: Of a Meta checkpoint that does not name its own.
         fill_rows: Rows of embedding and head that are initialised instead of loaded.
+        profile: Profile some steps and end; None for a training.
     """
 
     job: str
@@ -77,6 +97,7 @@ class JobSpec:
     weights_digest: str = ""
     rope_factor: float | None = None
     fill_rows: tuple[int, ...] = ()
+    profile: ProfileSpec | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -130,14 +151,18 @@ class JobSpec:
                 "weights_digest": self.weights_digest,
                 "rope_factor": self.rope_factor,
                 "fill_rows": self.fill_rows,
+                "profile": None if self.profile is None else {
+                    **asdict(self.profile), "folder": str(self.profile.folder),
+                },
             },
-        )
+        )  # fmt: skip
         return path
 
     @classmethod
     def read(cls, path: Path) -> JobSpec:
         """Read ``job.json``."""
         values = json.loads(path.read_text(encoding="utf-8"))
+        profile = values["profile"]
         return cls(
             job=values["job"],
             out=Path(values["out"]),
@@ -151,6 +176,9 @@ class JobSpec:
             weights_digest=values["weights_digest"],
             rope_factor=values["rope_factor"],
             fill_rows=tuple(values["fill_rows"]),
+            profile=None
+            if profile is None
+            else ProfileSpec(Path(profile["folder"]), profile["n_warm_up"], profile["n_steps"]),
         )
 
 

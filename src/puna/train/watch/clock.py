@@ -26,9 +26,14 @@ class StepClock:
 
     Args:
         device: Where the work is done.
+
+    Attributes:
+        mark: Opens a mark of a profiler for a part; None without one.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.mark: Callable[[str], Any] | None = None
+        self._marks: list[Any] = []
         self._is_gpu = device.type == "cuda"
         self._now: Callable[[], Any] = self._event if self._is_gpu else time.perf_counter
         self._open: list[Part] = []
@@ -65,11 +70,15 @@ class StepClock:
         if self._open:
             self._spans.append((self._open[-1], self._since, now))
         self._open.append(name)
+        if self.mark is not None:
+            self._marks.append(self.mark(name))
         self._since = now
 
     def _leave(self) -> None:
         now = self._now()
         self._spans.append((self._open.pop(), self._since, now))
+        if self._marks:
+            self._marks.pop().__exit__(None, None, None)
         self._since = now
 
     @staticmethod
