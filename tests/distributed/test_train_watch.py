@@ -11,9 +11,12 @@ from puna.train.batch import TensorBatch
 from puna.train.config import ParallelConfig
 from puna.train.parallel.layout import Layout
 from puna.train.parallel.model import ParallelModel
+from puna.train.parallel.shards import local
 from puna.train.parallel.world import World, make_world
 from puna.train.precision import Precision
+from puna.train.watch.heldout import share_of_rows
 from tests.distributed.ranks import run_ranks
+from tests.unit.test_train_heldout import text_sets
 from tests.unit.test_train_metrics import SEQ_LEN, batch_of
 
 pytestmark = pytest.mark.distributed
@@ -59,6 +62,56 @@ def report_of(world: World, parallel: ParallelConfig) -> tuple[float, float, flo
     assert parts["forward"] > 0
     assert parts["backward"] > 0
     return loss, model.report.n_labelled, model.report.n_visible, dict(model.report.sources)
+
+
+def nats_of(world: World, parallel: ParallelConfig) -> tuple[list[float], bool]:
+    """Held-out sums, and whether three steps end with the same bits with them and without."""
+    micro = 1 if parallel.pp > 1 else 2
+    n_own = N_ROWS // world.layout.data
+    sets = text_sets()
+    ends, nats = [], []
+    for measures in (False, True):
+        model = ParallelModel(
+            MODEL, SEQ_LEN, micro, n_own // micro, world, parallel, Precision(torch.float32, "")
+        )
+        model.fill_random(0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        heldout = share_of_rows(sets, SEQ_LEN, model.micro_rows(SEQ_LEN), world)
+        for _ in range(3):
+            batch = TensorBatch.of(rows(world.data_rank, world.layout.data), CPU)
+            model.forward_backward(batch)
+            model.clip_gradients(1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if measures:
+                with model.clock.part("eval"):
+                    nats = model.evaluate(heldout, len(sets), lambda: None)
+        ends.append([local(parameter.detach()).clone() for parameter in model.parameters()])
+        parts = model.clock.take()
+        assert (parts["eval"] > 0) == measures
+    return nats, all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def measurements(layouts: list[dict]) -> list[tuple]:
+    """Runs on every rank."""
+    import torch.distributed as dist
+
+    found = []
+    for values in layouts:
+        parallel = ParallelConfig(**values)
+        world = make_world(CPU, 1, Layout.of(parallel, dist.get_world_size()))
+        found.append(nats_of(world, parallel))
+    return found
+
+
+@pytest.mark.parametrize("n_ranks", LAYOUTS)
+def test_every_layout_measures_held_out_text_as_one_process_and_trains_to_the_same_bits(n_ranks):
+    nats, is_same = nats_of(World(0, 1, CPU, 1, None), ParallelConfig())
+    assert is_same
+    for of_rank in run_ranks(n_ranks, measurements, LAYOUTS[n_ranks]):
+        for values, found in zip(LAYOUTS[n_ranks], of_rank, strict=True):
+            assert found[0] == pytest.approx(nats, rel=1e-4), values
+            assert found[1], values
 
 
 def reports(layouts: list[dict]) -> list[tuple]:

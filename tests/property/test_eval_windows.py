@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.eval.windows import document_windows, pack_pieces
+from puna.tokens.windows import document_windows, pack_pieces
 
 lengths_overlaps = st.tuples(st.integers(1, 120), st.integers(1, 30)).flatmap(
     lambda pair: st.tuples(st.just(pair[0]), st.just(pair[1]), st.integers(0, pair[1] - 1))

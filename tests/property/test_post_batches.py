@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
 from puna.post.batches import Conversations, SftBatches, build_source, check_labels, encode_pairs
-from puna.post.packing import pack_rows
+from puna.tokens.rows import pack_rows
 
 SPECIALS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 PAD = 300

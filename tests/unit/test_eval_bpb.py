@@ -16,16 +16,17 @@ from puna.core.artifact import Artifact
 from puna.core.errors import PunaError
 from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
-from puna.eval.bpb import BpbConfig, bits_per_byte, choose_documents
+from puna.eval.bpb import BpbConfig, bits_per_byte
 from puna.eval.likelihood import measure, untrained
 from puna.eval.samples import SamplesConfig, write_samples
-from puna.eval.windows import document_windows
 from puna.model.config import LlamaConfig
 from puna.model.formats.hf import save_hf
 from puna.model.llama import Llama
 from puna.tokens import bpe
+from puna.tokens.heldout import choose_documents
 from puna.tokens.shards import TokenShards
 from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.windows import document_windows
 
 N_SPECIAL = 12
 CONFIG = LlamaConfig(

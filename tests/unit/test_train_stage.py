@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from puna.resilience.heartbeat import HeartbeatWriter, read_heartbeats
 from puna.tokens.lineage import open_source
 from puna.train import stage as stage_module
 from puna.train.config import CheckpointConfig, PretrainConfig
+from puna.train.eval_config import EvalConfig
 from puna.train.loop import train
 from puna.train.parallel.world import World
 from puna.train.progress import TrainProgress
@@ -183,3 +185,31 @@ def test_progress_counts_each_step_once_over_restarts(tmp_path, capsys):
             file.write('{"kind": "train.st')  # another process is just writing
         shown.update()
     assert "256/256 tokens" in capsys.readouterr().err
+
+
+def hold_out(tokens: SimpleNamespace) -> None:
+    """Make the train split of the shards the held-out one as well."""
+    index = json.loads((tokens.path / "index.json").read_text())
+    index["splits"]["heldout"] = index["splits"]["train"]
+    (tokens.path / "index.json").write_text(json.dumps(index))
+    shutil.copytree(tokens.path / "train", tokens.path / "heldout")
+
+
+def test_held_out_documents_are_measured_while_it_trains(tmp_path, tokens, tokenizer):
+    hold_out(tokens)
+    inputs = {"tokens": tokens, "tokenizer": tokenizer}
+    run(tmp_path, config(eval=EvalConfig(every=2, max_tokens_per_source=300)), inputs)
+    events = list(read_events(tmp_path / LEDGER_FILE, "train.eval"))
+    assert [event["step"] for event in events] == [1, 2]
+    assert set(events[0]["sources"]) == {"code", "docs"}
+    for event in events:
+        for found in event["sources"].values():
+            assert 0 < found["n_tokens"] <= 300
+            assert found["bits_per_byte"] > 0
+
+
+def test_without_held_out_documents_it_says_so_before_it_trains(tmp_path, tokens, tokenizer):
+    inputs = {"tokens": tokens, "tokenizer": tokenizer}
+    with pytest.raises(PunaError, match="no held-out document"):
+        run(tmp_path, config(eval=EvalConfig()), inputs)
+    assert not list(read_events(tmp_path / LEDGER_FILE, "job.start"))

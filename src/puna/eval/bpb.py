@@ -2,7 +2,7 @@
 
 Bits per byte = negative log2-likelihood of all tokens of a document after the first (its text and
 the end-of-text token) / UTF-8 bytes of its text. It is comparable between tokenizers. Documents
-longer than ``seq_len`` are cut to windows by the rule of :mod:`puna.eval.windows`. For answers of
+longer than ``seq_len`` are cut to windows by the rule of :mod:`puna.tokens.windows`. For answers of
 conversations: the assistants' tokens with their ``<|eot_id|>`` / UTF-8 bytes of their texts.
 """
 
@@ -11,12 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import xxhash
 from pydantic import Field
 
 from puna.core.artifact import Artifact
@@ -26,14 +23,13 @@ from puna.core.fsio import write_json
 from puna.core.ledger import Ledger
 from puna.core.progress import progress
 from puna.core.stage import Artifacts, Metrics, stage
-from puna.eval.windows import document_windows
 from puna.lm.load import MODEL_DIR, load
 from puna.model.device import Device, pick_device
 from puna.model.formats.hf_config import read_hf_config
 from puna.post.batches import encode_pairs
-from puna.post.packing import Piece
 from puna.post.pairs import PAIRS_FILE, read_pairs
-from puna.tokens.shards import SourceShard, TokenShards
+from puna.tokens.heldout import TextSet, document_sets
+from puna.tokens.shards import TokenShards
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -65,27 +61,6 @@ class BpbConfig(Config):
     """Chooses the documents."""
 
 
-@dataclass(frozen=True)
-class TextSet:
-    """What one likelihood is summed over.
-
-    Attributes:
-        name: Source of the documents, or ``answers``.
-        pieces: Windows or conversations.
-        n_docs: Documents or conversations.
-        n_tokens: Scored tokens.
-        n_bytes: UTF-8 bytes that the scored tokens stand for.
-        n_left_out: Documents or conversations not measured, over the limit.
-    """
-
-    name: str
-    pieces: Sequence[Piece]
-    n_docs: int
-    n_tokens: int
-    n_bytes: int
-    n_left_out: int
-
-
 @stage(
     "eval.bpb",
     needs={
@@ -107,7 +82,9 @@ def bits_per_byte(cfg: BpbConfig, inputs: Artifacts, out: Path, events: Ledger) 
     start_s = time.monotonic()
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     seq_len = _seq_len(cfg, inputs["model"])
-    sets = list(_document_sets(cfg, TokenShards(inputs["tokens"].path), seq_len))
+    shards = TokenShards(inputs["tokens"].path)
+    limits = (cfg.overlap, cfg.max_tokens_per_source, cfg.seed)
+    sets = list(document_sets(shards, seq_len, *limits))
     if not sets:
         raise PunaError(
             f"{inputs['tokens'].path} holds no held-out document that can be measured",
@@ -145,21 +122,6 @@ def bits_per_byte(cfg: BpbConfig, inputs: Artifacts, out: Path, events: Ledger) 
     }
 
 
-def choose_documents(shard: SourceShard, max_tokens: int, seed: int) -> list[int]:
-    """Choose whole documents up to a number of tokens, in an order given by a hash of their ids.
-
-    Documents that no longer fit are passed over. Empty when each is larger than the limit.
-    """
-    lengths = np.diff(shard.offsets)
-    keys = [xxhash.xxh3_64_intdigest(f"{seed}\0".encode() + bytes(id_)) for id_ in shard.ids]
-    chosen, left = [], max_tokens
-    for index in np.argsort(np.array(keys, dtype=np.uint64), kind="stable"):
-        if lengths[index] <= left:
-            chosen.append(int(index))
-            left -= int(lengths[index])
-    return sorted(chosen)
-
-
 def _seq_len(cfg: BpbConfig, model: Artifact) -> int:
     limit = read_hf_config(model.file(MODEL_DIR)).max_seq_len
     if cfg.seq_len is None:
@@ -170,25 +132,6 @@ def _seq_len(cfg: BpbConfig, model: Artifact) -> int:
             f"set it to at most {limit}, or leave it out",
         )
     return cfg.seq_len
-
-
-def _document_sets(cfg: BpbConfig, shards: TokenShards, seq_len: int) -> Iterator[TextSet]:
-    if "heldout" not in shards.splits:
-        return
-    for source in shards.counts("heldout"):
-        shard = shards.open("heldout", source)
-        chosen = choose_documents(shard, cfg.max_tokens_per_source, cfg.seed)
-        documents = [shard.document(index) for index in chosen]
-        n_bytes = int(shard.n_bytes[chosen].sum()) if chosen else 0
-        if n_bytes == 0:
-            continue
-        overlap = int(cfg.overlap * seq_len)
-        pieces = [
-            piece for tokens in documents for piece in document_windows(tokens, seq_len, overlap)
-        ]
-        n_tokens = sum(len(tokens) - 1 for tokens in documents)
-        left_out = shard.n_docs - len(chosen)
-        yield TextSet(source, pieces, len(chosen), n_tokens, n_bytes, left_out)
 
 
 def _answer_set(

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from puna.core.errors import PunaError
-from puna.eval.windows import pack_pieces
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.post.packing import Piece
 from puna.tokens.loader import NO_LABEL
+from puna.tokens.rows import Piece
+from puna.tokens.windows import pack_pieces
 from puna.train.loss import cross_entropy_sum
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from puna.core.fsio import atomic_path
-from puna.post.packing import Piece, fill_rows, pack_rows
 from puna.tokens.loader import NO_LABEL, Batch, batch_factory, rank_rows
 from puna.tokens.packing import shuffled
+from puna.tokens.rows import Piece, fill_rows, pack_rows
 
 _ARRAYS = ("tokens", "is_assistant", "offsets", "pair_ids", "document_ids", "sources")
 

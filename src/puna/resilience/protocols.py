@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Phase = Literal["start", "step", "save", "done"]
+Phase = Literal["start", "step", "eval", "save", "done"]
 """What a rank is busy with: imports and initialisation, steps, a checkpoint, nothing any more."""
 
 

@@ -17,6 +17,7 @@ from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
 from puna.tokens.ramp import Ramp
+from puna.train.eval_config import EvalConfig
 from puna.train.launch_config import LaunchConfig
 from puna.train.log_config import LogConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
@@ -333,6 +334,8 @@ class PretrainConfig(TrainingConfig):
     """When the tokens of a document are not those that were written (each 64 KiB has a hash): stop
     and name them, or leave such documents out and record `data.left_out`."""
 
+    eval: Execution[EvalConfig | None] = None
+    """Bits per byte of held-out documents in the middle of the training; none when absent."""
     model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="demo"))
     """Shape of the model that starts from random weights."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)

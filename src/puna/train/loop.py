@@ -8,6 +8,7 @@ rate and the random numbers of a step are functions of the step alone, and the r
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -30,6 +31,7 @@ from puna.train.parallel.world import World
 from puna.train.precision import Precision, decide_precision
 from puna.train.schedule import lr_factor
 from puna.train.spec import CHECKPOINTS_DIR, JobSpec
+from puna.train.watch.heldout import HeldOutEvaluation
 from puna.train.watch.profile import StepProfile
 from puna.train.watch.writers import Writers
 
@@ -95,6 +97,10 @@ def train(
         events, world, clock, attempt=attempt, log_every=cfg.log_every, cost=cost,
         on_event=writers.put,
     )  # fmt: skip
+    evaluation = HeldOutEvaluation(
+        spec.heldout, model, cfg.seq_len, world, events, attempt=attempt,
+        beat=lambda: heart.beat("eval", heart.step), on_event=partial(writers.put, prefix="eval"),
+    )  # fmt: skip
     _tell_start(spec, attempt, world, precision, meter, events)
     if world.rank == 0 and (restored or attempt > 0):
         events.emit(
@@ -137,6 +143,10 @@ def train(
                 heart.beat("done", step + 1)
                 return
             done, final = step + 1, step + 1 == cfg.n_steps
+            if evaluation.is_due(done, final=final):
+                meter.flush()
+                with clock.part("eval"):
+                    evaluation.run(done)
             if tiers.is_due(done, final=final):
                 meter.flush()
                 heart.beat("save", done)

@@ -15,7 +15,7 @@ from puna.model.config import LlamaConfig
 from puna.train.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from puna.tokens.loader import BatchSource
+    pass
 
 STATE_DIR = "state"
 """Folder, inside the output, of what only the running job needs; removed at its end."""
@@ -33,17 +33,31 @@ class SourceSpec:
     The trainer calls it by name, so that it needs no import of the layer that wrote it.
 
     Attributes:
-        factory: ``module:callable`` that returns a :class:`puna.tokens.loader.BatchSource`.
+        factory: ``module:callable`` that returns a :class:`puna.tokens.loader.BatchSource` (of
+            :class:`HeldOutSpec`: text sets).
         kwargs: JSON values.
     """
 
     factory: str
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def open(self) -> BatchSource:
+    def open(self) -> Any:
         """Import the factory and call it."""
         module, _, name = self.factory.partition(":")
         return getattr(importlib.import_module(module), name)(**self.kwargs)
+
+
+@dataclass(frozen=True)
+class HeldOutSpec:
+    """Held-out text that a training measures as it goes on.
+
+    Attributes:
+        source: Factory that returns a list of :class:`puna.tokens.heldout.TextSet`.
+        every: Steps between two measurements.
+    """
+
+    source: SourceSpec
+    every: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ class JobSpec:
         rope_factor: Of a Meta checkpoint that does not name its own.
         fill_rows: Rows of embedding and head that are initialised instead of loaded.
         profile: Profile some steps and end; None for a training.
+        heldout: Text that is measured between steps; None for none.
     """
 
     job: str
@@ -98,6 +113,7 @@ class JobSpec:
     rope_factor: float | None = None
     fill_rows: tuple[int, ...] = ()
     profile: ProfileSpec | None = None
+    heldout: HeldOutSpec | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -151,6 +167,7 @@ class JobSpec:
                 "weights_digest": self.weights_digest,
                 "rope_factor": self.rope_factor,
                 "fill_rows": self.fill_rows,
+                "heldout": None if self.heldout is None else asdict(self.heldout),
                 "profile": None if self.profile is None else {
                     **asdict(self.profile), "folder": str(self.profile.folder),
                 },
@@ -162,7 +179,7 @@ class JobSpec:
     def read(cls, path: Path) -> JobSpec:
         """Read ``job.json``."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        profile = values["profile"]
+        profile, heldout = values["profile"], values["heldout"]
         return cls(
             job=values["job"],
             out=Path(values["out"]),
@@ -176,6 +193,9 @@ class JobSpec:
             weights_digest=values["weights_digest"],
             rope_factor=values["rope_factor"],
             fill_rows=tuple(values["fill_rows"]),
+            heldout=None
+            if heldout is None
+            else HeldOutSpec(SourceSpec(**heldout["source"]), heldout["every"]),
             profile=None
             if profile is None
             else ProfileSpec(Path(profile["folder"]), profile["n_warm_up"], profile["n_steps"]),

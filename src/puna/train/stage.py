@@ -30,9 +30,18 @@ from puna.train.launch import TrainJob
 from puna.train.log_config import check_log
 from puna.train.parallel.layout import check_layout
 from puna.train.progress import TrainProgress
-from puna.train.spec import JOB_FILE, LAST_MODEL_DIR, STATE_DIR, JobSpec, SourceSpec, plain_training
+from puna.train.spec import (
+    JOB_FILE,
+    LAST_MODEL_DIR,
+    STATE_DIR,
+    HeldOutSpec,
+    JobSpec,
+    SourceSpec,
+    plain_training,
+)
 
 if TYPE_CHECKING:
+    from puna.tokens.loader import PackedLoader
     from puna.train.continued import Start
 
 _PRETRAIN = "train.pretrain"
@@ -78,10 +87,12 @@ def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) 
         cache=cfg.cache.open() if is_remote(shards) else None,
     )  # fmt: skip
     tokenizer = _tokenizer_folder(cfg, inputs, out)
-    source = SourceSpec(**loader.spec())
+    source, heldout = SourceSpec(**loader.spec()), _heldout(cfg, loader)
     if cfg.init is None:
         model = cfg.model.resolve(loader.vocab_size)
-        return train_job(cfg, model, source, out, events, tokenizer=tokenizer, name=_PRETRAIN)
+        return train_job(
+            cfg, model, source, out, events, tokenizer=tokenizer, name=_PRETRAIN, heldout=heldout
+        )
     from puna.tokens.tokenizer import load_tokenizer
     from puna.train.continued import plan_start
 
@@ -94,8 +105,28 @@ def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) 
         max_seq_len=start.model.max_seq_len, rope_theta=start.model.rope_theta,
     )  # fmt: skip
     return train_job(
-        cfg, start.model, source, out, events, tokenizer=tokenizer, start=start, name=_PRETRAIN
-    )
+        cfg, start.model, source, out, events, tokenizer=tokenizer, start=start, name=_PRETRAIN,
+        heldout=heldout,
+    )  # fmt: skip
+
+
+def _heldout(cfg: PretrainConfig, loader: PackedLoader) -> HeldOutSpec | None:
+    """Return what is measured in the middle of the training."""
+    if cfg.eval is None:
+        return None
+    kwargs = {
+        "folder": loader.shards.absolute, "seq_len": cfg.seq_len, "overlap": cfg.eval.overlap,
+        "max_tokens": cfg.eval.max_tokens_per_source, "seed": cfg.eval.seed,
+        "cache": None if loader.cache is None else loader.cache.to_json(),
+    }  # fmt: skip
+    spec = HeldOutSpec(SourceSpec("puna.tokens.heldout:held_out_sets", kwargs), cfg.eval.every)
+    if not spec.source.open():
+        raise PunaError(
+            f"{loader.shards.absolute} holds no held-out document that can be measured",
+            "raise the held-out share of [data.split] or eval.max_tokens_per_source, or remove "
+            "[train.pretrain.eval]",
+        )
+    return spec
 
 
 def _tokenizer_folder(cfg: PretrainConfig, inputs: Artifacts, out: Path) -> Path:
@@ -127,6 +158,7 @@ def train_job(
     weights: Path | None = None,
     start: Start | None = None,
     name: str = "train",
+    heldout: HeldOutSpec | None = None,
 ) -> Metrics:
     """Train to the end, through every fault; called again after a kill it continues.
 
@@ -144,6 +176,7 @@ def train_job(
         weights: Hugging Face folder to start from; None for random weights from the seed.
         start: Checkpoint to start from with what changes in it, instead of ``weights``.
         name: Shown with the progress.
+        heldout: Text that is measured between steps; None for none.
 
     Returns:
         Metrics: ``seconds, steps, tokens, tokens_per_s, final_loss, n_params, mfu, dtype,
@@ -171,6 +204,7 @@ def train_job(
         weights_digest=start.digest if start else "",
         rope_factor=start.rope_factor if start else None,
         fill_rows=tuple(start.rows) if start else (),
+        heldout=heldout,
     )
     write_json(out / LOADER_FILE, {**asdict(source), "steps": cfg.n_steps})
     policy = RestartPolicy(

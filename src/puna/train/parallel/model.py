@@ -5,7 +5,7 @@ Shapes: B rows of this data-parallel rank, T tokens per row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from puna.train.config import Float8, MemoryConfig, ParallelConfig
 from puna.train.float8 import check_float8
 from puna.train.memory import plan_recompute
 from puna.train.parallel.context import ContextShare
+from puna.train.parallel.forward import Parts, forward_only
 from puna.train.parallel.layout import CP, PP, StagePlan, plan_stages
 from puna.train.parallel.shards import copy_part, local, n_copies
 from puna.train.parallel.stage import Stage, build_stage
@@ -185,8 +186,42 @@ class ParallelModel:
         with self.clock.part("communication"):
             return self.world.sum(values)
 
+    def evaluate(
+        self, batches: Sequence[TensorBatch], n_sources: int, beat: Callable[[], None]
+    ) -> list[float]:
+        """Return the summed cross entropy of each source over all ranks, in nats.
+
+        Neither gradients nor weights change.
+
+        Args:
+            batches: Micro-batches of this rank's data-parallel share, as many on every rank, each
+                of :meth:`micro_rows` rows.
+            n_sources: The batches number them.
+            beat: Called before each micro-batch.
+        """
+        layout, (n_rows, seq_len) = self.world.layout, batches[0].tokens_BT.shape
+        for stage in self.stages.values():
+            stage.nats_S = torch.zeros(n_sources, dtype=torch.float64, device=self.world.device)
+
+        def parts() -> Iterator[Parts]:
+            for batch in batches:
+                beat()
+                tokens, positions, labels = map(
+                    self._share.take, (batch.tokens_BT, batch.positions_BT, batch.labels_BT)
+                )
+                yield tokens, positions, batch.doc_ids_BT, labels, batch.source_B
+
+        hidden_shape = (n_rows, seq_len // (layout.cp * layout.tp), self.config.dim)
+        forward_only(self.stages, self._plan, self.world, parts(), hidden_shape, self._dtype)
+        nats_S = torch.stack([stage.nats_S for stage in self.stages.values()]).sum(0)
+        return self._sum([nats / layout.tp for nats in nats_S.tolist()])
+
+    def micro_rows(self, seq_len: int) -> int:
+        """Return how many rows of a length make a micro-batch."""
+        return self._micro_tokens // seq_len
+
     def _micro_batch(self, n_rows: int, seq_len: int) -> int:
-        return min(n_rows, self._micro_tokens // seq_len)
+        return min(n_rows, self.micro_rows(seq_len))
 
     def _pipeline_for(self, n_rows: int, seq_len: int) -> Pipeline:
         """Return the pipeline of a step with so many rows; each is made once."""

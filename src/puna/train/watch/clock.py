@@ -67,6 +67,8 @@ class StepClock:
 
     def _enter(self, name: Part) -> None:
         now = self._now()
+        if self._open and self._open[-1] in BESIDE_PARTS:
+            name = self._open[-1]  # no part of a step
         if self._open:
             self._spans.append((self._open[-1], self._since, now))
         self._open.append(name)

@@ -14,6 +14,7 @@ from puna.core.units import format_bytes, format_count, format_duration
 from puna.ui.report.charts.curves import SMOOTH_FROM, draw_curves
 from puna.ui.report.charts.frame import colour_of, figure
 from puna.ui.report.charts.funnel import draw_funnel
+from puna.ui.report.charts.heldout import draw_heldout
 from puna.ui.report.charts.results import (
     PART_NAMES,
     draw_evaluation,
@@ -37,7 +38,7 @@ BUCKET_MEANING = {
     "checkpoint": "saving, while no step runs",
     "detection": "from a fault until it is noticed",
     "restart_init": "processes, imports, building and loading the model",
-    "other": "writing the final model and the like",
+    "other": "measuring held-out text, writing the final model and the like",
     "stopped": "the whole run was down and was started again later; not counted in the goodput",
 }
 
@@ -111,6 +112,9 @@ def _figures(value: dict[str, Any]) -> dict[str, Markup]:
         figures["parts"] = figure("parts", lambda w, n: draw_parts(model, w, n))
     if training is not None:
         figures["curves"] = figure("curves", lambda w, n: draw_curves(training, w, n))
+        heldout = training["heldout"]
+        if heldout is not None:
+            figures["heldout"] = figure("heldout", lambda w, n: draw_heldout(heldout, w, n))
         goodput, attempts = training["goodput"], training["attempts"]
         figures["goodput"] = figure("goodput", lambda w, n: draw_goodput(goodput, w, n))
         figures["attempts"] = figure("attempts", lambda w, n: draw_attempts(attempts, w, n))

@@ -13,6 +13,7 @@ FINAL_SHARE = 0.05
 """The final loss is the mean over this share of the last steps (at least one)."""
 MOST_ROWS = 20_000
 """Rows of a curve that the report keeps."""
+ALL_DOCUMENTS = "all documents"
 _START_FIELDS = (
     "n_params", "world", "dtype", "steps", "tokens_per_step", "flops_per_token",
     "peak_flops_measured",
@@ -71,6 +72,7 @@ def training_section(
             for event in own
             if event["kind"] == "train.checkpoint"
         ],
+        "heldout": _heldout(own),
         "incidents": _incidents(own, goodput.faults),
         "attempts": _attempts(own),
         "goodput": goodput.to_json(),
@@ -117,6 +119,20 @@ def sampled(rows: list[list[Any]]) -> list[list[Any]]:
 def _row(event: dict[str, Any]) -> list[Any]:
     values = [_number(event.get(name)) for name in CURVE_FIELDS]
     return [event["step"], *values, event.get("attempt", 0)]
+
+
+def _heldout(own: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Held-out bits per byte over the steps, of a step that was measured twice the later one."""
+    events = _last_of_each_step([event for event in own if event["kind"] == "train.eval"])
+    if not events:
+        return None
+    names = sorted({name for event in events for name in event["sources"]})
+    lines = {ALL_DOCUMENTS: [_number(event["bits_per_byte"]) for event in events]}
+    for name in names if len(names) > 1 else []:
+        found = [event["sources"].get(name, {}) for event in events]
+        lines[name] = [_number(one.get("bits_per_byte")) for one in found]
+    seconds = sum(event["seconds"] for event in events)
+    return {"steps": [event["step"] for event in events], "sources": lines, "seconds": seconds}
 
 
 def _number(value: Any) -> float | None:

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from puna.post.packing import Piece, fill_rows, pack_rows
 from puna.tokens.loader import NO_LABEL, Batch
+from puna.tokens.rows import Piece, fill_rows, pack_rows
 
 _OPEN_ROWS = 64
 
