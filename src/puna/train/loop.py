@@ -8,6 +8,7 @@ rate and the random numbers of a step are functions of the step alone, and the r
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -86,35 +87,20 @@ def train(
     first_step = restored.step if restored else 0
 
     clock = model.clock
-    cost = StepCost(
-        account(spec.model), world.sum([model.n_again])[0] * world.layout.pp / world.size,
-        peak_flops(spec.state_dir, world, precision.dtype),
-    )  # fmt: skip
-    log = cfg.log if world.rank == 0 else LogConfig()
-    settings = cfg.model_dump(mode="json")
-    writers = Writers(log, spec.out, spec.job, settings, first_step, events)
-    meter = StepMeter(
-        events, world, clock, attempt=attempt, log_every=cfg.log_every, cost=cost,
-        on_event=writers.put,
-    )  # fmt: skip
-    evaluation = HeldOutEvaluation(
-        spec.heldout, model, cfg.seq_len, world, events, attempt=attempt,
-        beat=lambda: heart.beat("eval", heart.step), on_event=partial(writers.put, prefix="eval"),
-    )  # fmt: skip
+    watch = _watch(spec, attempt, first_step, model, precision, heart, events)
+    meter, evaluation = watch.meter, watch.evaluation
     _tell_start(spec, attempt, world, precision, meter, events)
     if world.rank == 0 and (restored or attempt > 0):
         events.emit(
             "train.restore", attempt=attempt, step=first_step, whole=restored is not None,
             tier=restored.tier if restored else None,
         )  # fmt: skip
-    fault = cfg.fault
-    planned = PlannedFault(fault.rank, fault.step, fault.what) if fault and fault.enabled else None
-    injector = FaultInjector(planned, world.rank, spec.job, events)
+    injector = _fault_injector(spec, world, events)
 
     with (
         BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed,
-        writers,
-        StepProfile(spec.profile, model, world, cost) as profile,
+        watch.writers,
+        watch.profile as profile,
     ):
         for step in range(first_step, cfg.n_steps):
             heart.beat("step", step)
@@ -155,6 +141,54 @@ def train(
     heart.beat("save", cfg.n_steps)
     export_model(spec, store, world)
     heart.beat("done", cfg.n_steps)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """What a training is watched by."""
+
+    meter: StepMeter
+    writers: Writers
+    evaluation: HeldOutEvaluation
+    profile: StepProfile
+
+
+def _watch(
+    spec: JobSpec,
+    attempt: int,
+    first_step: int,
+    model: ParallelModel,
+    precision: Precision,
+    heart: HeartbeatWriter,
+    events: Ledger,
+) -> _Watch:
+    cfg, world = spec.training, model.world
+    cost = StepCost(
+        account(spec.model), world.sum([model.n_again])[0] * world.layout.pp / world.size,
+        peak_flops(spec.state_dir, world, precision.dtype),
+    )  # fmt: skip
+    log = cfg.log if world.rank == 0 else LogConfig()
+    settings = cfg.model_dump(mode="json")
+    writers = Writers(log, spec.out, spec.job, settings, first_step, events)
+    return _Watch(
+        StepMeter(
+            events, world, model.clock, attempt=attempt, log_every=cfg.log_every, cost=cost,
+            on_event=writers.put,
+        ),
+        writers,
+        HeldOutEvaluation(
+            spec.heldout, model, cfg.seq_len, world, events, attempt=attempt,
+            beat=lambda: heart.beat("eval", heart.step),
+            on_event=partial(writers.put, prefix="eval"),
+        ),
+        StepProfile(spec.profile, model, world, cost),
+    )  # fmt: skip
+
+
+def _fault_injector(spec: JobSpec, world: World, events: Ledger) -> FaultInjector:
+    fault = spec.training.fault
+    planned = PlannedFault(fault.rank, fault.step, fault.what) if fault and fault.enabled else None
+    return FaultInjector(planned, world.rank, spec.job, events)
 
 
 def _check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
