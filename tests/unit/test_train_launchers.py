@@ -78,7 +78,8 @@ def test_slurm_script_has_the_job(tmp_path):
 
 def test_slurm_script_starts_puna_with_the_very_arguments(tmp_path):
     def script_of(one: LaunchJob) -> str:
-        fake(tmp_path, "scontrol", "printf 'n1\\nn2\\n'")
+        # More names than a pipe holds: a reader that leaves early would end the job.
+        fake(tmp_path, "scontrol", "for ((i = 1; i < 20000; i++)); do echo n$i; done")
         # As srun does: the command of the task, without its own options.
         fake(tmp_path, "srun", 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=1 exec "$@"')
         script = files.slurm_script(one, "1:00:00")
