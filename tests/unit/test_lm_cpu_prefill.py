@@ -242,7 +242,7 @@ def test_which_models_are_fast():
     def is_so(model: Llama) -> bool:
         return is_fast(CpuDecoder(model))
 
-    assert is_so(small_model(config())) == MULTIPLIES_PAIRS
+    assert is_so(small_model(config())) == prefills.PAYS
     assert not is_so(small_model(config(), torch.float32))
     assert not is_so(small_model(config(ffn_dim=33)))
     assert not is_so(small_model(config(dim=36, n_heads=6, n_kv_heads=3)))  # heads of 6
@@ -264,7 +264,8 @@ def asked(n: int) -> Request:
 
 
 @pairs_only
-def test_an_engine_gives_the_same_bits_whatever_runs_beside():
+def test_an_engine_gives_the_same_bits_whatever_runs_beside(monkeypatch):
+    monkeypatch.setattr(prefills, "PAYS", True)
     model = small_model(config())
     requests = [asked(n) for n in (1, 2, 11, 12, 30, 64, 65, 130)]
     engine = Engine(model, chunk_tokens=64)
@@ -276,7 +277,7 @@ def test_an_engine_gives_the_same_bits_whatever_runs_beside():
 
 
 def test_without_the_instruction_pytorch_computes_long_prompts(monkeypatch):
-    monkeypatch.setattr(prefills, "MULTIPLIES_PAIRS", False)
+    monkeypatch.setattr(prefills, "PAYS", False)
     model = small_model(config())
     wide = widened(model)
     engine = Engine(model)

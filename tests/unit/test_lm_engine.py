@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from puna.core.errors import PunaError
-from puna.lm.cpu.vectors import MULTIPLIES_PAIRS
+from puna.lm.cpu.prefill import PAYS
 from puna.lm.engine import memory
 from puna.lm.engine.engine import Engine
 from puna.lm.engine.paged import PagedAttention, Segment
@@ -234,7 +234,7 @@ def test_what_the_compiled_step_takes_depends_on_a_prompt_alone_where_bits_count
     engine = Engine(model, batch_invariant=invariant, chunk_tokens=1000)
     forward = engine._forward
     assert Engine(model).batch_invariant
-    assert Engine(model.to(torch.bfloat16)).batch_invariant == MULTIPLIES_PAIRS
+    assert Engine(model.to(torch.bfloat16)).batch_invariant == PAYS
     calls = []
     for name in ("_compiled", "_packed"):
         usual = getattr(forward, name)

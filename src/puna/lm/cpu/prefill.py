@@ -23,13 +23,17 @@ from puna.lm.cpu.structures import (
     Prompt,
     PromptBuffers,
 )
-from puna.lm.cpu.vectors import MULTIPLIES_PAIRS
+from puna.lm.cpu.vectors import MULTIPLIES_PAIRS, MULTIPLIES_TILES
 
 if TYPE_CHECKING:
     from puna.lm.engine.pool import KVPool
 
 Span = tuple[Items[int], int, Int32[np.ndarray, " blocks"]]
 """Consecutive tokens of one request: ids, the position of the first, the request's blocks."""
+
+
+PAYS = MULTIPLIES_PAIRS and not MULTIPLIES_TILES
+"""Whether it is faster than PyTorch: 1.7 times with pairs of bfloat16, 0.4 times beside AMX."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,12 @@ class States:
 def is_fast(decoder: CpuDecoder) -> bool:
     """Tell whether a model's prompts can be computed here.
 
-    Its parameters are bfloat16, its sizes make pairs, and the processor multiplies them.
+    Its parameters are bfloat16, its sizes make pairs, and the processor multiplies them better than
+    PyTorch would.
     """
     s, weights = decoder.shape, decoder.weights
     is_even = s.dim % 2 == 0 and s.ffn_dim % 2 == 0 and s.head_dim % 4 == 0
-    return MULTIPLIES_PAIRS and weights.kind == weights.norm_kind == BFLOAT16 and is_even
+    return PAYS and weights.kind == weights.norm_kind == BFLOAT16 and is_even
 
 
 class CpuPrefill:

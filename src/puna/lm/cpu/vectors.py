@@ -53,6 +53,9 @@ MULTIPLIES_PAIRS = _SETTINGS == [1, None, None] and bool(
 )
 """Whether the processor multiplies pairs of bfloat16, and numba compiles for all it can do."""
 
+MULTIPLIES_TILES = bool(llvm.get_host_cpu_features().get("amx-bf16"))
+"""Whether it has a unit for whole tiles (AMX): PyTorch uses it, several times faster than pairs."""
+
 
 def constant(value: int) -> Any:
     """Return an int64 constant."""

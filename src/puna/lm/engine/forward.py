@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from puna.lm.cpu.decoder import CpuDecoder
     from puna.lm.cpu.prefill import CpuPrefill
 
-FEW_TOKENS = {torch.float32: 512, torch.bfloat16: 64, torch.int8: 512}
-"""Prompt tokens that the compiled step computes no slower than PyTorch, by dtype of matrices."""
+FEW_TOKENS = {torch.float32: 128, torch.bfloat16: 48, torch.int8: 256}
+"""Prompt tokens that the compiled step computes no slower than PyTorch, by dtype of matrices.
+
+Where they cross differs from processor to processor (float32: 100 tokens to over 512)."""
 FEWEST_PREFILLED = 12
 """Prompt tokens that the compiled prefill, where there is one, computes no slower than the step."""
 _CHEAPLY_INVARIANT = (torch.float32, torch.int8)  # in bfloat16 PyTorch gains too much by packing
