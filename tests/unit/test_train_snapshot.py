@@ -13,7 +13,15 @@ import torch
 from puna.core.errors import PunaError
 from puna.core.ledger import LEDGER_FILE, Ledger, read_events
 from puna.train.checkpoint import store as store_module
-from puna.train.checkpoint.manifest import list_steps
+from puna.train.checkpoint.manifest import (
+    MANIFEST_FILE,
+    DamagedCheckpointError,
+    list_steps,
+    merkle_root,
+    read_manifest,
+    step_dir,
+    verify,
+)
 from puna.train.checkpoint.snapshot import Snapshots
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.checkpoint.tiers import CheckpointTiers
@@ -181,6 +189,117 @@ def test_each_tier_serves_where_the_nearer_one_does_not(tmp_path):
     assert restored() == (4, "disk")
     (damaged,) = read_events(tmp_path / LEDGER_FILE, "train.checkpoint_damaged")
     assert damaged["step"] == 8
+
+
+def various(step: int = 0) -> dict[str, torch.Tensor]:
+    """A state in which no two shards of any steps are the same, but for one that never changes."""
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "a": torch.randn(50, 3, generator=generator),
+        "b": torch.randn(70, generator=generator).bfloat16(),
+        "frozen": torch.arange(9.0),
+    }
+
+
+def train_various(tmp_path, first: int, last: int, tensors=None, tiers=None):
+    tensors = tensors or various()
+    tiers = tiers or make_tiers(tmp_path, tensors)
+    for step in range(first, last + 1):
+        for name, value in various(step).items():
+            tensors[name].copy_(value)
+        tiers.after_step(step, "float32", final=False)
+        tiers.wait()
+    return tensors, tiers
+
+
+def restored_various(tmp_path, **config):
+    """Restore in a new place of work; check the values; return the event."""
+    tensors = {name: torch.zeros_like(value) for name, value in various().items()}
+    found = make_tiers(tmp_path, tensors, **config).restore()
+    assert found is not None
+    assert all(torch.equal(tensors[key], value) for key, value in various(found.step).items())
+    *_, event = read_events(tmp_path / LEDGER_FILE, "train.restored")
+    assert (event["step"], event["tier"]) == (found.step, found.tier)
+    return event
+
+
+def shard_of(tmp_path, step: int, name: str):
+    """File on disk and where a tensor begins in it."""
+    folder = step_dir(tmp_path / "disk", step)
+    for file in read_manifest(folder).files:
+        for shard in file.shards:
+            if shard.name == name:
+                return folder / file.path, shard.offset
+    raise AssertionError(name)
+
+
+def test_a_damaged_snapshot_is_repaired_from_disk(tmp_path):
+    train_various(tmp_path, 1, 4)
+    flip(buffers(tmp_path / "memory", 4)[0])
+    event = restored_various(tmp_path)
+    assert (event["step"], event["tier"]) == (4, "memory")
+    assert event["shards"] == [{"shard": "a", "tier": "disk", "rank": 0}]
+    assert restored_various(tmp_path)["shards"] == []  # it was repaired for good
+
+
+def test_a_damaged_checkpoint_is_repaired_from_a_snapshot_and_another_checkpoint(tmp_path):
+    train_various(tmp_path, 1, 8)
+    file, at = shard_of(tmp_path, 8, "b")
+    flip(file, at)
+    flip(file, shard_of(tmp_path, 8, "frozen")[1])
+    flip(file, 3)  # the header, which is the same at every step
+    file.write_bytes(file.read_bytes() + b"more")
+    for note in (tmp_path / "memory").glob("*.json"):  # other ranks: nobody's snapshot to go on
+        note.rename(note.with_name(note.name.replace("rank-0", "rank-7")))
+    for buffer in (tmp_path / "memory").glob("*.bin"):
+        buffer.rename(buffer.with_name(buffer.name.replace("rank-0", "rank-7")))
+    event = restored_various(tmp_path)
+    assert (event["step"], event["tier"]) == (8, "disk")
+    tiers = {one["shard"].rpartition(":")[2]: one["tier"] for one in event["shards"]}
+    assert tiers == {"b": "memory", "frozen": "memory", "": "disk"}
+    assert not list(read_events(tmp_path / LEDGER_FILE, "train.checkpoint_damaged"))
+    verify(step_dir(tmp_path / "disk", 8))
+
+
+def test_what_no_tier_has_any_more_is_the_checkpoint_before(tmp_path):
+    train_various(tmp_path, 1, 9)
+    for buffer in (tmp_path / "memory").glob("*.bin"):
+        flip(buffer)
+    file, at = shard_of(tmp_path, 8, "a")
+    flip(file, at)
+    event = restored_various(tmp_path)
+    assert (event["step"], event["tier"], event["shards"]) == (4, "disk", [])
+
+
+@pytest.mark.parametrize("field", ["step", "world", "dtype", "xxh3_128", "offset"])
+def test_no_field_of_a_manifest_changes_unnoticed(tmp_path, field):
+    train_various(tmp_path, 4, 4)
+    path = step_dir(tmp_path / "disk", 4) / MANIFEST_FILE
+    values = json.loads(path.read_text())
+    place = values if field in values else values["files"][0]["shards"][1]
+    place[field] = place[field] + 1 if isinstance(place[field], int) else "f" * 32
+    path.write_text(json.dumps(values))
+    with pytest.raises(DamagedCheckpointError, match="another root"):
+        read_manifest(path.parent)
+
+
+def test_a_file_that_does_not_belong_to_a_checkpoint_is_found_and_removed(tmp_path):
+    train_various(tmp_path, 4, 4)
+    folder = step_dir(tmp_path / "disk", 4)
+    foreign = folder / "z.safetensors"
+    foreign.write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError, match=r"z\.safetensors does not belong"):
+        verify(folder)
+    restored_various(tmp_path, memory_every=0)
+    assert not foreign.exists()
+
+
+def test_the_root_depends_on_every_leaf_and_on_their_order():
+    leaves = [str(i) for i in range(7)]
+    roots = {merkle_root(leaves[:n]) for n in range(8)}
+    roots |= {merkle_root([*leaves[:i], "x", *leaves[i + 1 :]]) for i in range(7)}
+    roots |= {merkle_root(leaves[::-1])}
+    assert len(roots) == 16
 
 
 def test_a_checkpoint_is_written_while_training_goes_on(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 A rank copies its parts of all tensors into one of two buffers: files in a memory file system,
 mapped and filled with zeros beforehand, since fresh memory costs five times the copy. A thread then
 hashes every part (xxh3-128), and a small file beside the buffer commits it with the hashes, their
-root (a Merkle tree of two levels) and the step. A buffer without that file is no snapshot: the file
+Merkle root and the step. A buffer without that file is no snapshot: the file
 is removed before the first byte is overwritten, and while one buffer is written the other one
 stays.
 
@@ -20,9 +20,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import xxhash
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from puna.core.fsio import write_json
+from puna.train.checkpoint.manifest import merkle_root
 
 _ALIGN_BYTES = 64
 _NAMES = ("a", "b")
@@ -44,23 +44,45 @@ class SnapshotNote:
         dtype: Dtype of the matrix products so far.
         key: What the snapshot belongs to: job, layout and rank.
         hashes: xxh3-128 of each tensor's part, in hexadecimal.
-        root: Hash of all of these and of the other fields.
+        spans: Where each part begins in the buffer, and how many bytes it has.
+        root: Of the Merkle tree over these and the other fields.
     """
 
     step: int
     dtype: str
     key: str
     hashes: dict[str, str]
+    spans: dict[str, tuple[int, int]]
     root: str
 
     @classmethod
-    def make(cls, step: int, dtype: str, key: str, hashes: dict[str, str]) -> SnapshotNote:
+    def make(
+        cls,
+        step: int,
+        dtype: str,
+        key: str,
+        hashes: dict[str, str],
+        spans: dict[str, tuple[int, int]],
+    ) -> SnapshotNote:
         """Compute the root."""
-        return cls(step, dtype, key, hashes, _root(step, dtype, key, hashes))
+        bare = cls(step, dtype, key, hashes, spans, "")
+        return replace(bare, root=bare._root())
 
-    def is_whole(self) -> bool:
-        """Tell whether the root fits the rest."""
-        return self.root == _root(self.step, self.dtype, self.key, self.hashes)
+    @classmethod
+    def read(cls, path: Path) -> SnapshotNote | None:
+        """Read a note; None when there is none with a root that fits."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values["spans"] = {name: (at, size) for name, (at, size) in values["spans"].items()}
+            note = cls(**values)
+            is_whole = note.root == note._root()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        return note if is_whole else None
+
+    def _root(self) -> str:
+        parts = [[name, *self.spans[name], self.hashes[name]] for name in sorted(self.hashes)]
+        return merkle_root(json.dumps(leaf) for leaf in [[self.step, self.dtype, self.key], *parts])
 
 
 class Snapshots:
@@ -121,6 +143,29 @@ class Snapshots:
         self.settle()
         return sorted((note.step for _, note in self._valid()), reverse=True)
 
+    def damage(self) -> dict[int, dict[str, tuple[int, str]]]:
+        """Size and hash of the damaged parts of each snapshot, by step; empty where it is whole."""
+        self.settle()
+        found: dict[int, dict[str, tuple[int, str]]] = {}
+        for name in _NAMES:
+            note = self._note(name)
+            if note is not None:
+                now = self._hashes(name)
+                found[note.step] = {
+                    part: (self._spans[part][1], digest)
+                    for part, digest in note.hashes.items()
+                    if now[part] != digest
+                }
+        return found
+
+    def replace(self, step: int, part: str, data: bytes) -> None:
+        """Write a part of a snapshot anew; its hash is compared when it is loaded."""
+        for name in _NAMES:
+            note = self._note(name)
+            if note is not None and note.step == step:
+                start, n_bytes = self._spans[part]
+                self._buffers[name][start : start + n_bytes] = data
+
     def load(self, step: int) -> str:
         """Copy a snapshot back into the tensors; return its dtype.
 
@@ -154,7 +199,7 @@ class Snapshots:
 
     def _commit(self, name: str, step: int, dtype: str) -> None:
         try:
-            note = SnapshotNote.make(step, dtype, self._key, self._hashes(name))
+            note = SnapshotNote.make(step, dtype, self._key, self._hashes(name), self._spans)
             write_json(self._notes[name], asdict(note))
         except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
             self._error = error
@@ -174,12 +219,9 @@ class Snapshots:
 
     def _note(self, name: str) -> SnapshotNote | None:
         """The note of a buffer, if it is one of ours."""
-        try:
-            note = SnapshotNote(**json.loads(self._notes[name].read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        is_ours = note.key == self._key and note.hashes.keys() == self._spans.keys()
-        return note if is_ours and note.is_whole() else None
+        note = SnapshotNote.read(self._notes[name])
+        is_ours = note is not None and note.key == self._key and note.spans == self._spans
+        return note if is_ours else None
 
     def _parts(self, name: str) -> dict[str, Tensor]:
         found = {}
@@ -229,6 +271,35 @@ def _like(live: Tensor, part: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _root(step: int, dtype: str, key: str, hashes: Mapping[str, Any]) -> str:
-    text = json.dumps([step, dtype, key, sorted(hashes.items())])
-    return xxhash.xxh3_128_hexdigest(text.encode())
+class MemoryShards:
+    """The parts in all snapshots of this machine, of whichever rank.
+
+    Args:
+        folder: Of the snapshots.
+    """
+
+    tier = "memory"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._index: dict[str, list[tuple[Path, int]]] | None = None
+
+    def find(self, n_bytes: int, xxh3_128: str) -> bytes | None:
+        """Return bytes that have this hash."""
+        if self._index is None:
+            self._index = {}
+            for path in sorted(self._folder.glob("*.json")):
+                note = SnapshotNote.read(path)
+                if note is None:
+                    continue
+                for name, digest in note.hashes.items():
+                    place = (path.with_suffix(".bin"), note.spans[name][0])
+                    self._index.setdefault(digest, []).append(place)
+        for path, start in self._index.get(xxh3_128, []):
+            if path.is_file():
+                with path.open("rb") as file:
+                    file.seek(start)
+                    data = file.read(n_bytes)
+                if xxhash.xxh3_128_hexdigest(data) == xxh3_128:
+                    return data
+        return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,8 @@ from puna.train.checkpoint.manifest import (
     read_manifest,
     seal,
     step_dir,
-    verify,
 )
+from puna.train.checkpoint.repair import DiskShards, Served, ShardSource, repair
 from puna.train.parallel.world import World
 
 if TYPE_CHECKING:
@@ -127,6 +127,11 @@ class CheckpointStore:
                 n_bytes=manifest.n_bytes,
             )  # fmt: skip
 
+    @property
+    def shards(self) -> DiskShards:
+        """The shards of all checkpoints, as they are now."""
+        return DiskShards(self._folder)
+
     def newest_step(self) -> int:
         """Steps done at the newest checkpoint, whole or not; -1 without one."""
         found = list_steps(self._folder)[:1] if self._world.rank == 0 else []
@@ -148,14 +153,18 @@ class CheckpointStore:
 
         dcp.read(step_dir(self._folder, step), tensors, no_dist=True)
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> Manifest | None:
-        """Load the newest checkpoint that is whole; a damaged one is removed and named.
+    def restore(
+        self, tensors: Mapping[str, Tensor], sources: Sequence[ShardSource] = ()
+    ) -> tuple[Manifest | None, list[Served]]:
+        """Load the newest checkpoint that is whole or can be repaired; remove and name others.
 
         Args:
             tensors: Live tensors to load into; their values are undefined when nothing is returned.
+            sources: Asked for shards that are damaged; used by rank 0.
 
         Returns:
-            The manifest of what was loaded, None when there was nothing to load.
+            The manifest of what was loaded, None when there was nothing to load; and the shards
+            that a source gave.
 
         Raises:
             PunaError: The checkpoint belongs to another job.
@@ -165,11 +174,11 @@ class CheckpointStore:
             for stale in self._folder.glob(f".*{_PARTIAL}"):
                 remove_tree(stale)
         while True:
-            manifest: Manifest | None = self._world.from_first(
-                self._newest_whole() if self._world.rank == 0 else None
+            manifest, served = self._world.from_first(
+                self._newest_whole(sources) if self._world.rank == 0 else (None, [])
             )
             if manifest is None:
-                return None
+                return None, []
             if manifest.identity != self._identity:
                 raise PunaError(
                     f"{step_dir(self._folder, manifest.step)} belongs to a training with another "
@@ -188,15 +197,19 @@ class CheckpointStore:
                     self._discard(manifest.step, str(error).splitlines()[0])
                 continue
             self._saved = manifest.step
-            return manifest
+            return manifest, served
 
-    def _newest_whole(self) -> Manifest | None:
+    def _newest_whole(self, sources: Sequence[ShardSource]) -> tuple[Manifest | None, list[Served]]:
         for step in list_steps(self._folder):
+            folder = step_dir(self._folder, step)
             try:
-                return verify(step_dir(self._folder, step))
+                manifest = read_manifest(folder)
+                return manifest, repair(folder, manifest, sources)
             except DamagedCheckpointError as error:
                 self._discard(step, str(error))
-        return None
+            except OSError as error:  # no room to repair it: it stays
+                self._events.emit("train.checkpoint_damaged", step=step, why=str(error))
+        return None, []
 
     def _discard(self, step: int, why: str) -> None:
         self._events.emit("train.checkpoint_damaged", durable=True, step=step, why=why)

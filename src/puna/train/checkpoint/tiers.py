@@ -2,8 +2,9 @@
 
 A snapshot in shared memory costs a copy and is taken often; it serves when processes die and their
 machine lives. Checkpoints on disk are written from a snapshot by a thread while training goes on;
-they serve everything else. Both are verified when they are loaded, and what is damaged is passed
-over: from a snapshot to the other one, to the newest checkpoint, to the one before.
+they serve everything else. Both are verified when they are loaded. A shard that is damaged comes
+from any other tier that has the same content; where none has, the state before is loaded. The event
+``train.restored`` tells the tier, and of each repaired shard where it came from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 from torch import Tensor
 
 from puna.core.ledger import Ledger
-from puna.train.checkpoint.snapshot import Snapshots
+from puna.train.checkpoint.recall import recall
+from puna.train.checkpoint.repair import Served
+from puna.train.checkpoint.snapshot import MemoryShards, Snapshots
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.config import CheckpointConfig
 from puna.train.parallel.world import World
@@ -62,6 +65,7 @@ class CheckpointTiers:
     ) -> None:
         self._config, self._store, self._world = config, store, world
         self._tensors, self._events, self._attempt = tensors, events, attempt
+        self._memory = memory
         self._snapshots = self._map(memory, identity) if memory and config.memory_every else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -85,14 +89,22 @@ class CheckpointTiers:
         Raises:
             PunaError: A checkpoint belongs to another job.
         """
+        disk = self._store.shards
+        memory = [MemoryShards(self._memory)] if self._memory else []
         if self._snapshots is not None:
-            of_ranks = self._world.gather(self._snapshots.steps())
-            common = set.intersection(*map(set, of_ranks))
-            if common and max(common) >= self._store.newest_step():
-                self._snapshots.load(max(common))
-                return Restored(max(common), "memory")
-        manifest = self._store.restore(self._tensors)
-        return None if manifest is None else Restored(manifest.step, "disk")
+            found = recall(self._snapshots, self._world, [*memory, disk], self._store.newest_step())
+            if found is not None:
+                return self._restored(found[0], "memory", found[1])
+        manifest, served = self._store.restore(self._tensors, [*memory, disk])
+        return None if manifest is None else self._restored(manifest.step, "disk", served)
+
+    def _restored(self, step: int, tier: str, served: list[Served]) -> Restored:
+        """Tell which tier served; all shards came from ``tier`` but the named ones."""
+        if self._world.rank == 0:
+            self._events.emit(
+                "train.restored", step=step, tier=tier, shards=[one.to_json() for one in served]
+            )
+        return Restored(step, tier)
 
     def is_due(self, step: int, *, final: bool) -> bool:
         """Tell whether some tier takes the state after a step."""
