@@ -1,6 +1,6 @@
 """Cross entropy by chunks of tokens, so that the logits of a whole batch never exist at once.
 
-With a vocabulary of 128,256 the logits of 4 x 2048 tokens are 4.2 GB in fp32; a chunk is 64 MB.
+With a vocabulary of 128,256 the logits of 4 x 2048 tokens are 4.2 GB in fp32; a chunk is 32 MB.
 The forward pass computes a chunk's logits, its loss and, right away, both gradients; the backward
 pass only scales them.
 
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from puna.tokens.loader import NO_LABEL
 from puna.train.fused.functions import is_fused, softmax_loss
+from puna.train.parallel.threads import LARGE_BYTES, give_back_memory
 
-_CHUNK_ELEMENTS = 1 << 24  # logits per chunk: 64 MB in fp32
+_CHUNK_ELEMENTS = 1 << 23  # logits per chunk: 32 MB in fp32
+_PRODUCT_ELEMENTS = 1 << 22  # of the head's gradient at once
 
 
 def cross_entropy_sum(
@@ -70,7 +72,7 @@ def cross_entropy_sum(
 
 def tokens_per_chunk(n_ids: int) -> int:
     """Return how many tokens are computed at once for a head of ``n_ids`` rows."""
-    return max(128, _CHUNK_ELEMENTS // n_ids)
+    return max(64, _CHUNK_ELEMENTS // n_ids)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -87,6 +89,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = any(ctx.needs_input_grad)
+        if needs_grad and weight_VD.is_cpu and 4 * weight_VD.numel() >= LARGE_BYTES:
+            give_back_memory()  # the pieces to come are too large for what the layers left free
         head_VD = weight_VD.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         nats_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
@@ -114,7 +118,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if dtype == torch.float32:
                 grad_weight_VD.addmm_(grad_nV.T, hidden_nD)
             else:
-                grad_weight_VD += grad_nV.T @ hidden_nD
+                _add_product(grad_weight_VD, grad_nV, hidden_nD)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(nats_N)
@@ -122,13 +126,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        scale = grads[0]
+        # In place: a scaled copy of the head's gradient is as large as the head. Autograd notices
+        # when somebody goes back twice, for these are no longer the tensors that were saved.
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        return (
-            grad_hidden_ND * scale,
-            (grad_weight_VD * scale).to(ctx.weight_dtype),
-            *[None] * 6,
-        )
+        grad_hidden_ND.mul_(grads[0])
+        return grad_hidden_ND, grad_weight_VD.mul_(grads[0]).to(ctx.weight_dtype), *[None] * 6
+
+
+def _add_product(sum_VD: Tensor, grad_nV: Tensor, hidden_nD: Tensor) -> None:
+    """Add a product of 16 bits to a sum of 32, in parts: the whole is as large as the head."""
+    n_rows = max(1, _PRODUCT_ELEMENTS // sum_VD.shape[1])
+    for start in range(0, len(sum_VD), n_rows):
+        rows = slice(start, start + n_rows)
+        sum_VD[rows] += grad_nV[:, rows].T @ hidden_nD
 
 
 def _softmax_loss(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import types
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numba import cfunc, njit
+
+if TYPE_CHECKING:  # 26 MiB, which the ranks of a training that only compile kernels do without
+    import pyarrow as pa
 
 Array = Any
 """A numpy array inside a compiled kernel (numba has no types that a checker could read)."""
@@ -49,6 +51,8 @@ def texts_of(array: pa.Array | pa.ChunkedArray) -> Texts:
     Args:
         array: ``string`` or ``large_string``.
     """
+    import pyarrow as pa
+
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if not pa.types.is_large_string(array.type):
@@ -64,6 +68,8 @@ def texts_of(array: pa.Array | pa.ChunkedArray) -> Texts:
 
 def texts_from(strings: list[str]) -> Texts:
     """Make :class:`Texts` from Python strings."""
+    import pyarrow as pa
+
     return texts_of(pa.array(strings, pa.large_string()))
 
 

@@ -38,6 +38,7 @@ from puna.train.loss import cross_entropy_sum, tokens_per_chunk
 from puna.train.parallel.context import ContextPlan, ContextShare
 from puna.train.parallel.layout import CP, TP, StagePlan
 from puna.train.parallel.tensor import share_block, share_ends
+from puna.train.parallel.threads import LARGE_BYTES, give_back_memory
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
 from puna.train.recompute import recompute
@@ -119,7 +120,7 @@ class Stage(nn.Module):
             rotation = self._rotation(seq_len, positions_BT)
             # In bf16 the residual stream is bfloat16, too, in every layout: sharded parameters are
             # gathered in it, and it is what travels between stages.
-            h_BTC = self.tok_embeddings(x).to(self._precision.dtype) if self.is_first else x
+            h_BTC = self._embed(x) if self.is_first else x
             for block in self.layers.values():
                 h_BTC = block(h_BTC, rotation, plan)
             if not self.is_last:
@@ -127,6 +128,15 @@ class Stage(nn.Module):
             h_BTC = self.norm(h_BTC)
         # Not a view: the zero-bubble schedules detach it in place.
         return torch.stack([self._loss(h_BTC, labels_BT, source_B) / self.n_labelled])
+
+    def _embed(self, ids_BT: Tensor) -> Tensor:
+        h_BTC = self.tok_embeddings(ids_BT).to(self._precision.dtype)
+        weight_VC = self.tok_embeddings.weight
+        if h_BTC.requires_grad and h_BTC.is_cpu and 4 * weight_VC.numel() >= LARGE_BYTES:
+            # Next is the gradient of the embedding, a piece of its own, when all that the layers
+            # needed is free and kept: at this moment the process is at its largest.
+            h_BTC.register_hook(lambda _: give_back_memory())
+        return h_BTC
 
     def _plan(self, seq_len: int, doc_ids_BS: Tensor | None) -> AttentionPlan:
         device = self._world.device
