@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -303,6 +304,19 @@ def test_a_failed_save_may_be_recorded_and_passed_over(reference, tmp_path, monk
     assert "disk is full" in failed["error"]
     assert list_steps(spec.out / "checkpoints") == [6, 2]
     assert weights_hash(spec) == weights_hash(reference)
+
+
+def test_a_run_that_lost_its_disk_goes_on_from_the_store(reference, tmp_path, monkeypatch):
+    settings = CheckpointConfig(every=2, memory_every=0, store=f"file://{tmp_path}/store")
+    spec = job(tmp_path, checkpoint=settings)
+    run_until(spec, 5, monkeypatch)
+    shutil.rmtree(spec.out / "checkpoints")
+    run(spec, attempt=1)
+    (restored,) = events(spec, "train.restored")
+    assert restored["tier"] == "store"
+    assert losses(spec) == losses(reference)
+    assert weights_hash(spec) == weights_hash(reference)
+    assert [event["step"] for event in events(spec, "train.upload")][-1] == 6  # waited for
 
 
 def test_the_last_checkpoint_must_be_saved_in_any_case(tmp_path, monkeypatch):

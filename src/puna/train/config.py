@@ -17,32 +17,13 @@ from puna.model.config import ModelConfig
 from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
 from puna.tokens.ramp import Ramp
+from puna.train.checkpoint_config import CheckpointConfig
 from puna.train.eval_config import EvalConfig
 from puna.train.launch_config import LaunchConfig
 from puna.train.log_config import LogConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
-
-
-class CheckpointConfig(Config):
-    """When checkpoints are saved and how many are kept."""
-
-    every: int = Field(default=100, ge=1)
-    """Steps between two checkpoints; one more is always saved at the end."""
-    keep: int = Field(default=2, ge=1)
-    """The newest that are kept; 2 or more let a damaged one fall back to the one before."""
-    memory_every: int = Field(default=10, ge=0)
-    """Steps between two snapshots in shared memory, which serve when processes die and the machine
-    lives on: each costs a copy, and two need twice the memory of parameters and optimiser. 0 takes
-    none."""
-    in_background: bool = True
-    """Write checkpoints from a snapshot while training goes on; False, or without snapshots: stop
-    training meanwhile."""
-    on_failure: Literal["stop", "continue"] = "stop"
-    """When one cannot be saved (disk full): stop with a message, so that the run goes on from the
-    last good one after the fix; or record `train.checkpoint_failed` and go on. The one at the end
-    must be saved in either case. A half-written checkpoint never stays."""
 
 
 class FaultConfig(Config):

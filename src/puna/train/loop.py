@@ -19,6 +19,7 @@ from puna.model.accounting import FLOPS_CONVENTION, account
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.train.average import WeightAverage
+from puna.train.checkpoint.durable import DurableStore
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.checkpoint.tiers import CheckpointTiers
 from puna.train.export import export_model
@@ -61,6 +62,7 @@ def train(
         spec.out / CHECKPOINTS_DIR, world, identity=spec.identity(), keep=cfg.checkpoint.keep,
         must_save=cfg.checkpoint.on_failure == "stop", events=events,
         group=world.background_group() if cfg.checkpoint.in_background else None,
+        durable=_durable(spec, events),
     )  # fmt: skip
     precision = decide_precision(cfg.precision, world.device, store.earlier_dtype())
     micro_batch = cfg.micro_batch or cfg.rank_batch
@@ -140,7 +142,17 @@ def train(
                     tiers.after_step(done, precision.name, final=final)
     heart.beat("save", cfg.n_steps)
     export_model(spec, store, world)
+    store.finish_uploads(lambda: heart.beat("save", cfg.n_steps))
     heart.beat("done", cfg.n_steps)
+
+
+def _durable(spec: JobSpec, events: Ledger) -> DurableStore | None:
+    cfg = spec.training.checkpoint
+    if not cfg.store:
+        return None
+    return DurableStore(
+        cfg.store, cfg.store_options, identity=spec.identity(), keep=cfg.store_keep, events=events
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from puna.core.errors import PunaError, explain_environment_error
-from puna.core.fsio import commit_dir, remove_tree
+from puna.core.fsio import commit_dir, remove_tree, write_json
 from puna.core.ledger import Ledger
+from puna.train.checkpoint.durable import DurableStore
 from puna.train.checkpoint.manifest import (
+    MANIFEST_FILE,
     DamagedCheckpointError,
     Manifest,
     list_steps,
@@ -34,6 +37,22 @@ if TYPE_CHECKING:
     from puna.train.checkpoint import dcp
 
 _PARTIAL = ".partial"
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded.
+
+    Attributes:
+        manifest: Of the checkpoint.
+        tier: ``disk`` or ``store``.
+        served: Shards that came from elsewhere.
+    """
+
+    manifest: Manifest
+    tier: str
+    served: list[Served]
 
 
 class CheckpointStore:
@@ -47,6 +66,7 @@ class CheckpointStore:
         must_save: A failed save raises; else it is recorded and training goes on.
         events: Ledger.
         group: All ranks, for saving in another thread; None where that is not done.
+        durable: Where checkpoints are uploaded to by rank 0, and come from when disk has none.
     """
 
     def __init__(
@@ -59,8 +79,9 @@ class CheckpointStore:
         must_save: bool,
         events: Ledger,
         group: dist.ProcessGroup | None = None,
+        durable: DurableStore | None = None,
     ) -> None:
-        self._group = group
+        self._group, self.durable = group, durable
         self._folder, self._world, self._identity = folder, world, identity
         self._keep, self._must_save, self._events = keep, must_save, events
         self._saved: int | None = None
@@ -120,6 +141,8 @@ class CheckpointStore:
             return
         self._saved = step
         if manifest is not None:
+            if self.durable is not None:
+                self.durable.put(step_dir(self._folder, step), manifest)
             self._drop_old()
             seconds = time.monotonic() - start_s
             self._events.emit(
@@ -133,9 +156,12 @@ class CheckpointStore:
         return DiskShards(self._folder)
 
     def newest_step(self) -> int:
-        """Steps done at the newest checkpoint, whole or not; -1 without one."""
-        found = list_steps(self._folder)[:1] if self._world.rank == 0 else []
-        return self._world.from_first(found[0] if found else -1)
+        """Steps done at the newest checkpoint, on disk or in the store, whole or not; or -1."""
+        found = -1
+        if self._world.rank == 0:
+            disk = list_steps(self._folder)
+            found = max([*disk, *self._steps_in_store(is_needed=False)], default=-1)
+        return self._world.from_first(found)
 
     def earlier_dtype(self) -> str | None:
         """Dtype of the matrix products in the newest checkpoint; None when there is none."""
@@ -145,6 +171,11 @@ class CheckpointStore:
                 with contextlib.suppress(DamagedCheckpointError):
                     found = read_manifest(step_dir(self._folder, step)).dtype
                     break
+            else:
+                for step in self._steps_in_store(is_needed=False):
+                    with contextlib.suppress(DamagedCheckpointError, PunaError):
+                        found = self._manifest_in_store(step).dtype
+                        break
         return self._world.from_first(found)
 
     def read_whole(self, step: int, tensors: Mapping[str, Tensor]) -> None:
@@ -155,68 +186,137 @@ class CheckpointStore:
 
     def restore(
         self, tensors: Mapping[str, Tensor], sources: Sequence[ShardSource] = ()
-    ) -> tuple[Manifest | None, list[Served]]:
+    ) -> Loaded | None:
         """Load the newest checkpoint that is whole or can be repaired; remove and name others.
 
         Args:
             tensors: Live tensors to load into; their values are undefined when nothing is returned.
-            sources: Asked for shards that are damaged; used by rank 0.
+            sources: Asked for shards that are damaged or not on disk; used by rank 0.
 
         Returns:
-            The manifest of what was loaded, None when there was nothing to load; and the shards
-            that a source gave.
+            What was loaded, None when there was nothing to load.
 
         Raises:
-            PunaError: The checkpoint belongs to another job.
+            PunaError: The checkpoint belongs to another job, or disk has none and the store cannot
+                be read.
         """
         if self._world.rank == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for stale in self._folder.glob(f".*{_PARTIAL}"):
                 remove_tree(stale)
         while True:
-            manifest, served = self._world.from_first(
-                self._newest_whole(sources) if self._world.rank == 0 else (None, [])
+            loaded, problem = self._world.from_first(
+                self._newest_or_problem(sources) if self._world.rank == 0 else None
             )
-            if manifest is None:
-                return None, []
-            if manifest.identity != self._identity:
+            if problem is not None:
+                raise problem
+            if loaded is None:
+                return None
+            step = loaded.manifest.step
+            if loaded.manifest.identity != self._identity:
                 raise PunaError(
-                    f"{step_dir(self._folder, manifest.step)} belongs to a training with another "
+                    f"{step_dir(self._folder, step)} belongs to a training with another "
                     "configuration",
                     f"remove the folder {self._folder}, or undo the change of the configuration",
                 )
             from puna.train.checkpoint import dcp
 
             try:
-                dcp.read(
-                    step_dir(self._folder, manifest.step), tensors,
-                    no_dist=self._world.mesh is None,
-                )  # fmt: skip
+                dcp.read(step_dir(self._folder, step), tensors, no_dist=self._world.mesh is None)
             except dcp.CheckpointException as error:  # hashes fit, and yet DCP cannot read it
                 if self._world.rank == 0:
-                    self._discard(manifest.step, str(error).splitlines()[0])
+                    self._discard(step, str(error).splitlines()[0])
                 continue
-            self._saved = manifest.step
-            return manifest, served
+            self._saved = step
+            return loaded
 
-    def _newest_whole(self, sources: Sequence[ShardSource]) -> tuple[Manifest | None, list[Served]]:
-        for step in list_steps(self._folder):
-            folder = step_dir(self._folder, step)
+    def finish_uploads(self, beat: Callable[[], None]) -> None:
+        """Wait for the uploads on all ranks, with a sign of life twice a second.
+
+        The newest checkpoint is uploaded if an attempt before this one was killed meanwhile.
+        """
+        if self.durable is None:
+            return
+        if self._world.rank == 0:
+            newest = list_steps(self._folder)[:1]
+            if newest and not self.durable.in_use():
+                with contextlib.suppress(DamagedCheckpointError, PunaError):
+                    if newest[0] not in self.durable.steps():
+                        folder = step_dir(self._folder, newest[0])
+                        self.durable.put(folder, read_manifest(folder))
+        while self._world.from_first(bool(self.durable.in_use())):
+            beat()
+            time.sleep(_POLL_S)
+
+    def _newest_or_problem(
+        self, sources: Sequence[ShardSource]
+    ) -> tuple[Loaded | None, PunaError | None]:
+        try:
+            return self._newest_whole(sources), None
+        except PunaError as error:
+            return None, error
+
+    def _newest_whole(self, sources: Sequence[ShardSource]) -> Loaded | None:
+        """Bring the newest checkpoint that can be had into a whole folder on disk."""
+        on_disk = list_steps(self._folder)
+        stored = self._steps_in_store(is_needed=not on_disk)
+        for step in sorted({*on_disk, *stored}, reverse=True):
             try:
-                manifest = read_manifest(folder)
-                return manifest, repair(folder, manifest, sources)
+                if step in on_disk:
+                    return self._repaired(step, step in stored, sources)
+                return self._downloaded(step, sources)
             except DamagedCheckpointError as error:
                 self._discard(step, str(error))
             except OSError as error:  # no room to repair it: it stays
                 self._events.emit("train.checkpoint_damaged", step=step, why=str(error))
-        return None, []
+        return None
+
+    def _repaired(self, step: int, is_stored: bool, sources: Sequence[ShardSource]) -> Loaded:
+        folder = step_dir(self._folder, step)
+        try:
+            manifest = read_manifest(folder)
+        except DamagedCheckpointError:
+            if not is_stored:
+                raise
+            manifest = self._manifest_in_store(step)
+            write_json(folder / MANIFEST_FILE, manifest.to_json())
+        return Loaded(manifest, "disk", repair(folder, manifest, sources))
+
+    def _downloaded(self, step: int, sources: Sequence[ShardSource]) -> Loaded:
+        manifest = self._manifest_in_store(step)
+        partial = self._folder / f".{step_dir(self._folder, step).name}.store{_PARTIAL}"
+        try:
+            partial.mkdir(exist_ok=True)
+            served = repair(partial, manifest, sources)
+            write_json(partial / MANIFEST_FILE, manifest.to_json())
+            commit_dir(partial, step_dir(self._folder, step))
+        finally:
+            remove_tree(partial)
+        return Loaded(manifest, "store", [one for one in served if one.tier != "store"])
+
+    def _manifest_in_store(self, step: int) -> Manifest:
+        assert self.durable is not None
+        return self.durable.manifest(step)
+
+    def _steps_in_store(self, *, is_needed: bool) -> list[int]:
+        """Steps in the store; when it cannot be read and is not needed, tell and go on."""
+        if self.durable is None:
+            return []
+        try:
+            return self.durable.steps()
+        except PunaError as error:
+            if is_needed:
+                raise
+            self._events.emit("train.store_failed", url=self.durable.url, error=error.message)
+            return []
 
     def _discard(self, step: int, why: str) -> None:
         self._events.emit("train.checkpoint_damaged", durable=True, step=step, why=why)
         remove_tree(step_dir(self._folder, step))
 
     def _drop_old(self) -> None:
-        for step in list_steps(self._folder)[self._keep :]:
+        in_use = self.durable.in_use() if self.durable is not None else set()
+        for step in set(list_steps(self._folder)[self._keep :]) - in_use:
             remove_tree(step_dir(self._folder, step))
 
 

@@ -1,8 +1,9 @@
-"""Where the state of a training is kept, nearest first: shared memory, then disk.
+"""Where the state of a training is kept, nearest first: shared memory, disk, a durable store.
 
 A snapshot in shared memory costs a copy and is taken often; it serves when processes die and their
 machine lives. Checkpoints on disk are written from a snapshot by a thread while training goes on;
-they serve everything else. Both are verified when they are loaded. A shard that is damaged comes
+they serve everything else, and are uploaded to a store for the day when the disk is lost. All are
+verified when they are loaded. A shard that is damaged comes
 from any other tier that has the same content; where none has, the state before is loaded. The event
 ``train.restored`` tells the tier, and of each repaired shard where it came from.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from puna.core.ledger import Ledger
 from puna.train.checkpoint.recall import recall
-from puna.train.checkpoint.repair import Served
+from puna.train.checkpoint.repair import Served, ShardSource
 from puna.train.checkpoint.snapshot import MemoryShards, Snapshots
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.config import CheckpointConfig
@@ -31,7 +32,7 @@ class Restored:
 
     Attributes:
         step: Steps done; the next step has this number.
-        tier: ``memory`` or ``disk``.
+        tier: ``memory``, ``disk`` or ``store``.
     """
 
     step: int
@@ -89,14 +90,18 @@ class CheckpointTiers:
         Raises:
             PunaError: A checkpoint belongs to another job.
         """
-        disk = self._store.shards
-        memory = [MemoryShards(self._memory)] if self._memory else []
+        sources: list[ShardSource] = [MemoryShards(self._memory)] if self._memory else []
+        sources.append(self._store.shards)
+        if self._store.durable is not None:
+            sources.append(self._store.durable)
         if self._snapshots is not None:
-            found = recall(self._snapshots, self._world, [*memory, disk], self._store.newest_step())
+            found = recall(self._snapshots, self._world, sources, self._store.newest_step())
             if found is not None:
                 return self._restored(found[0], "memory", found[1])
-        manifest, served = self._store.restore(self._tensors, [*memory, disk])
-        return None if manifest is None else self._restored(manifest.step, "disk", served)
+        loaded = self._store.restore(self._tensors, sources)
+        if loaded is None:
+            return None
+        return self._restored(loaded.manifest.step, loaded.tier, loaded.served)
 
     def _restored(self, step: int, tier: str, served: list[Served]) -> Restored:
         """Tell which tier served; all shards came from ``tier`` but the named ones."""

@@ -1,0 +1,55 @@
+"""When the state of a training is saved, and where; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from puna.core.config import Config
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are saved and how many are kept."""
+
+    every: int = Field(default=100, ge=1)
+    """Steps between two checkpoints; one more is always saved at the end."""
+    keep: int = Field(default=2, ge=1)
+    """The newest that are kept on disk; 2 or more let a damaged one fall back to the one before."""
+    memory_every: int = Field(default=10, ge=0)
+    """Steps between two snapshots in shared memory, which serve when processes die and the machine
+    lives on: each costs a copy, and two need twice the memory of parameters and optimiser. 0 takes
+    none."""
+    in_background: bool = True
+    """Write checkpoints from a snapshot while training goes on; False, or without snapshots: stop
+    training meanwhile."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """When one cannot be saved (disk full): stop with a message, so that the run goes on from the
+    last good one after the fix; or record `train.checkpoint_failed` and go on. The one at the end
+    must be saved in either case. A half-written checkpoint never stays."""
+    store: str = ""
+    """Store that checkpoints are uploaded to after they are committed on disk, in the background:
+    `s3://bucket/folder`, `file:///mnt/shared/folder`, anything that fsspec opens; one URL per run.
+    A training whose disk has no checkpoint goes on from there. Empty means none."""
+    store_keep: int = Field(default=2, ge=1)
+    """The newest that are kept in the store."""
+    store_options: dict[str, Any] = Field(default_factory=dict)
+    """Options for the store (fsspec), such as `endpoint_url`; never secrets, which belong into the
+    environment or the store's own files."""
+
+    @field_validator("store")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        if url and not re.fullmatch(r"[a-z][a-z0-9+.-]*://.+", url):
+            raise ValueError(f"{url!r} is no URL; write file:///folder or s3://bucket/folder")
+        return url
+
+    @field_validator("store_options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if options:  # else a training need not import what reads sources
+            from puna.data.sources.remote import refuse_secrets
+
+            refuse_secrets(options)
+        return options
