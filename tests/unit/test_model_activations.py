@@ -137,7 +137,7 @@ def test_no_more_layers_are_recomputed_than_the_budget_asks_for():
 
 
 def test_recomputing_saves_what_its_documentation_says():
-    """Two fifths of the memory, then the input alone: a Llama 3 8B layer in bfloat16."""
+    """About half of the memory, then the input alone: a Llama 3 8B layer in bfloat16."""
     llama = LlamaConfig(
         vocab_size=128_256, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=14_336,
         max_seq_len=8192,
@@ -145,5 +145,5 @@ def test_recomputing_saves_what_its_documentation_says():
     shape = Shape(8192, "bfloat16")
     kinds: list[Recompute] = ["none", "selective", "full"]
     kept = [layer_bytes(llama, kind, shape) / MIB for kind in kinds]
-    assert kept[1] / kept[0] == pytest.approx(0.40, abs=0.01)
+    assert kept[1] / kept[0] == pytest.approx(0.47, abs=0.01)
     assert kept[2] == 64

@@ -9,7 +9,7 @@ from puna.model.attention import CausalPlan
 from puna.model.config import PRESETS, LinearScaling, LlamaConfig, RopeScaling
 from puna.model.formats.hf import hf_name
 from puna.model.formats.hf_config import config_to_hf
-from puna.model.llama import Llama, init_tensor
+from puna.model.llama import Llama, RMSNorm, init_tensor
 from puna.model.names import parameter_shapes
 
 # fp32 sums in another order: the spread between published implementations is 5e-5
@@ -234,3 +234,11 @@ def test_table_of_names_is_that_of_the_model(tied):
     model = Llama(config, device="meta")
     built = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert list(parameter_shapes(config).items()) == list(built.items())
+
+
+def test_the_norm_is_float32_inside_under_autocast_too():
+    torch.manual_seed(0)
+    norm, x_TC = RMSNorm(512, 1e-5), torch.randn(64, 512)
+    plain = norm(x_TC)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm(x_TC), plain)

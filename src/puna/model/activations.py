@@ -9,8 +9,8 @@ width of all keys, F feed-forward width, N heads)::
     full        C input
 
 A norm keeps its input and the normalised input, and the matrices after it keep what they multiply:
-3 C in float32. Mixed precision keeps more: the input in float32 and twice in bfloat16, the
-normalised input, and the input of the matrices once; or once per matrix where weights are float32
+3 C in float32. Mixed precision keeps the input in float32, in bfloat16 the normalised input, and
+the input of the matrices once; or once per matrix where weights are float32
 and cast for each product (one process; sharded parameters arrive as bfloat16). These casts of the
 weights are kept, too.
 
@@ -110,7 +110,7 @@ def _norm_bytes(dim: int, shape: Shape) -> int:
     """Bytes per token that a norm keeps, its result not counted."""
     if not shape.is_mixed:
         return 2 * 4 * dim + 4
-    return (4 + 3 * dtype_bytes(shape.dtype)) * dim + dtype_bytes(shape.dtype)
+    return (4 + dtype_bytes(shape.dtype)) * dim + 4
 
 
 def fit_layers(

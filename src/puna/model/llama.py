@@ -37,7 +37,8 @@ class RMSNorm(nn.Module):
     def forward(self, x_BTC: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Return the normalised x, same shape and dtype."""
         wide_BTC = x_BTC.float()
-        mean_square = torch.linalg.vecdot(wide_BTC, wide_BTC).unsqueeze(-1) / x_BTC.shape[-1]
+        # Not vecdot: autocast would have it in 16 bit.
+        mean_square = (wide_BTC * wide_BTC).mean(-1, keepdim=True)
         return (wide_BTC * torch.rsqrt(mean_square + self.eps)).type_as(x_BTC) * self.weight
 
 

@@ -98,7 +98,7 @@ class MemoryConfig(Config):
 
     recompute: Recompute = "none"
     """`selective`: norms, rotations and the feed-forward's elementwise part, a tenth to a fifth of
-    the time, for about two fifths of the memory. `full`: the whole layer, up to a third more time;
+    the time, for about half of the memory. `full`: the whole layer, up to a third more time;
     it keeps its input only."""
     every: int = Field(default=1, ge=1)
     """Only every n-th layer computes again."""
