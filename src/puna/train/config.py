@@ -23,6 +23,7 @@ from puna.train.launch_config import LaunchConfig
 from puna.train.log_config import LogConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
+from puna.train.sdc_config import SdcConfig
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
 
 
@@ -168,6 +169,8 @@ class TrainingConfig(Config):
     """Checkpoints."""
     restart: Execution[RestartConfig] = Field(default_factory=RestartConfig)
     """Detection and restart."""
+    sdc: Execution[SdcConfig] = Field(default_factory=SdcConfig)
+    """Checks for silent data corruption; they change no result."""
     fault: Execution[FaultConfig | None] = None
     """A fault on purpose; none when absent."""
     prefetch: Execution[int] = Field(default=2, ge=0)
@@ -203,6 +206,11 @@ class TrainingConfig(Config):
         for n_rows in (self.global_batch, *(one.global_batch for one in self.batch_ramp)):
             self._check_rows(n_rows)
         plan_ramp(self.batch_ramp, self.global_batch, self.seq_len)
+        if self.sdc.replay_every and p.tp * p.cp * p.pp > 1:
+            raise ValueError(
+                f"sdc.replay_every={self.sdc.replay_every} compares micro-batches of ranks, and "
+                f"parallel.tp={p.tp} x cp={p.cp} x pp={p.pp} cuts them; set it to 0"
+            )
         fault = self.fault
         if fault is not None and fault.enabled:
             if fault.rank >= self.nproc:

@@ -35,6 +35,7 @@ from puna.train.schedule import lr_factor
 from puna.train.spec import CHECKPOINTS_DIR, JobSpec
 from puna.train.watch.heldout import HeldOutEvaluation
 from puna.train.watch.profile import StepProfile
+from puna.train.watch.sdc import SdcWatch
 from puna.train.watch.writers import Writers
 
 
@@ -98,6 +99,7 @@ def train(
             tier=restored.tier if restored else None,
         )  # fmt: skip
     injector = _fault_injector(spec, world, events)
+    sdc = SdcWatch(spec, model, tensors, events, first_step)
 
     with (
         BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed,
@@ -112,7 +114,7 @@ def train(
             lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
             with clock.part("data"):
                 batch = feed.get(step)
-            loss = model.forward_backward(batch)
+            loss = sdc.forward_backward(step, batch)
             injector.at(step)
             with clock.part("optimizer"):
                 grad_norm = model.clip_gradients(cfg.clip_norm)
@@ -122,6 +124,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 average.update(step)
+                sdc.after_update(step)
             meter.end(
                 step, model.report, seq_len=batch.tokens_BT.shape[1],
                 n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step), loss=loss,

@@ -145,8 +145,7 @@ class ParallelModel:
         for stage in self.stages.values():
             stage.n_labelled = n_labelled / layout.copies
             stage.nats_S = torch.zeros(len(labels_S), dtype=torch.float64, device=self.world.device)
-        tokens_BT, positions_BT = map(self._share.take, (batch.tokens_BT, batch.positions_BT))
-        parts = (tokens_BT, positions_BT, batch.doc_ids_BT, labels_BT, batch.source_B)
+        parts = self._parts(batch)
         if self._plan.n_stages == 1:
             loss = self._run(*parts)
         else:
@@ -165,12 +164,37 @@ class ParallelModel:
         )
         return loss
 
+    def replay(self, batch: TensorBatch) -> None:
+        """Compute the first micro-batch of any rank's rows again, by the loss of the last step.
+
+        Called by all ranks together, with one stage. Parameters and their gradients stay; those of
+        the micro-batch are seen only by hooks on the parameters that compute, which drop them.
+        """
+        (stage,) = self.stages.values()
+        kept = [(parameter, parameter.grad) for parameter in self.parameters()]
+        for parameter, _ in kept:
+            parameter.grad = None
+        if isinstance(stage, FSDPModule):
+            stage.set_requires_gradient_sync(False)
+        stage(*self._pieces(*self._parts(batch))[0]).backward()
+        for parameter, grad in kept:
+            parameter.grad = grad
+
+    def _parts(self, batch: TensorBatch) -> tuple[Tensor, ...]:
+        tokens_BT, positions_BT, labels_BT = map(
+            self._share.take, (batch.tokens_BT, batch.positions_BT, batch.labels_BT)
+        )
+        return tokens_BT, positions_BT, batch.doc_ids_BT, labels_BT, batch.source_B
+
+    def _pieces(self, *parts_BT: Tensor) -> list[tuple[Tensor, ...]]:
+        n_rows, seq_len = len(parts_BT[0]), parts_BT[0].shape[1] * self._share.size
+        micro_batch = self._micro_batch(n_rows, seq_len)
+        return list(zip(*(part.split(micro_batch) for part in parts_BT), strict=True))
+
     def _run(self, *parts_BT: Tensor) -> float:
         """Compute one micro-batch after the other; return this rank's part of the loss."""
         (stage,) = self.stages.values()
-        n_rows, seq_len = len(parts_BT[0]), parts_BT[0].shape[1] * self._share.size
-        micro_batch = self._micro_batch(n_rows, seq_len)
-        pieces = list(zip(*(part.split(micro_batch) for part in parts_BT), strict=True))
+        pieces = self._pieces(*parts_BT)
         total = torch.zeros(1, device=self.world.device)
         for index, piece in enumerate(pieces):
             if isinstance(stage, FSDPModule):
