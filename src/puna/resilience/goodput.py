@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BUCKETS = (
-    "productive", "recomputed", "checkpoint", "detection", "restart_init", "other", "stopped",
+    "productive", "recomputed", "checkpoint", "data", "evaluation", "detection", "restart_init",
+    "other", "stopped",
 )  # fmt: skip
 """``productive``: steps done for the first time. ``recomputed``: steps done again after a rollback,
-and the part of a step that a fault cut off. ``checkpoint``: saving, while no step runs.
+and the part of a step that a fault cut off. ``checkpoint``: saving, while no step runs. ``data``:
+steps that waited for their batch. ``evaluation``: measuring held-out text.
 ``detection``: from a fault until it is noticed. ``restart_init``: starting processes, imports,
 building, loading. ``other``: writing the final model and the like. ``stopped``: nothing ran,
 because the whole run was killed and started again later."""
@@ -29,6 +31,7 @@ _CHARGED_TO = {
     "train.restore": "restart_init",
     "train.checkpoint": "checkpoint",
     "train.snapshot": "checkpoint",
+    "train.eval": "evaluation",
     "fault.injected": "recomputed",
 }
 
@@ -113,9 +116,12 @@ def elapsed_s(before: dict[str, Any], after: dict[str, Any]) -> float:
 def _charge(found: Goodput, event: dict[str, Any], seconds: float) -> None:
     kind, buckets = event["kind"], found.buckets
     if kind == "train.step":
-        share = _n_again(found, event) / event.get("n_steps", 1)
-        buckets["recomputed"] += seconds * share
-        buckets["productive"] += seconds * (1 - share)
+        n_steps = event.get("n_steps", 1)
+        data_s = min(seconds, n_steps * event.get("data_s", 0.0))
+        share = _n_again(found, event) / n_steps
+        buckets["data"] += data_s
+        buckets["recomputed"] += (seconds - data_s) * share
+        buckets["productive"] += (seconds - data_s) * (1 - share)
     elif kind == "fault.detected":
         detection_s = min(seconds, max(0.0, event["detect_s"]))
         buckets["detection"] += detection_s

@@ -36,9 +36,11 @@ BUCKET_MEANING = {
     "productive": "steps done for the first time",
     "recomputed": "steps done again after a rollback, and the step that a fault cut off",
     "checkpoint": "saving, while no step runs",
+    "data": "steps that waited for their batch",
+    "evaluation": "measuring held-out text, while no step runs",
     "detection": "from a fault until it is noticed",
     "restart_init": "processes, imports, building and loading the model",
-    "other": "measuring held-out text, writing the final model and the like",
+    "other": "writing the final model and the like",
     "stopped": "the whole run was down and was started again later; not counted in the goodput",
 }
 

@@ -13,6 +13,8 @@ BUCKET_NAMES = {
     "productive": "productive",
     "recomputed": "done again",
     "checkpoint": "checkpoints",
+    "data": "waiting for data",
+    "evaluation": "evaluation",
     "detection": "detection",
     "restart_init": "start and restart",
     "other": "other",

@@ -21,6 +21,8 @@ _START_FIELDS = (
 _PHASES = {
     "train.step": "productive",
     "train.checkpoint": "checkpoint",
+    "train.snapshot": "checkpoint",
+    "train.eval": "evaluation",
     "fault.injected": "recomputed",
     "fault.detected": "detection",
     "attempt.start": "restart_init",
@@ -46,14 +48,23 @@ def training_section(
     if artifact is None:
         return None
     own = job_events(events[artifact.stage])
-    if not own:
-        return None
+    return {"stage": artifact.stage, **describe_training(own)} if own else None
+
+
+def describe_training(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Describe a training job.
+
+    Args:
+        own: Its events, at least one, see :func:`job_events`.
+
+    Returns:
+        JSON values.
+    """
     steps = [event for event in own if event["kind"] == "train.step"]
     curve, replaced = _curves(steps)
     start = next((event for event in reversed(own) if event["kind"] == "train.start"), {})
     goodput = job_goodput(own)
     return {
-        "stage": artifact.stage,
         **{name: start.get(name) for name in _START_FIELDS},
         "fields": ["step", *CURVE_FIELDS, "attempt"],
         "curve": sampled(curve),
