@@ -43,8 +43,10 @@ MODEL = LlamaConfig(
     vocab_size=33, dim=12, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=17, max_seq_len=16
 )
 N_STEPS, EVERY, BLOCKED_STEP = 10, 3, 8
+JOB_OF_THE_HURT = f"hurt{os.getpid()}"
 SOURCE_MODULE = '''
 """Stand-in source: counting rows; waits for ever at a step while a file says so."""
+import os
 import time
 from pathlib import Path
 
@@ -55,7 +57,14 @@ from puna.tokens.loader import NO_LABEL, Batch
 
 
 class Rows:
-    def __init__(self, block="", block_step=-1, fail_step=-1):
+    def __init__(self, block="", block_step=-1, fail_step=-1, hurt=""):
+        if hurt and os.environ.get("RANK") == "1":  # as a rank begins, before it restores
+            notes = [p for p in Path("/dev/shm").glob(f"puna-*-{Path(hurt).read_text()}/rank-1.*")]
+            for note in [p for p in notes if p.suffix == ".json"]:
+                with note.with_suffix(".bin").open("r+b") as file:
+                    byte = file.read(1)[0]
+                    file.seek(0)
+                    file.write(bytes([byte ^ 16]))
         self.n_rows, self.seq_len = 4, 16
         self.block, self.block_step, self.fail_step = block, block_step, fail_step
 
@@ -85,7 +94,7 @@ def source_module(tmp_path_factory):
     (folder / "rows_of_two.py").write_text(textwrap.dedent(SOURCE_MODULE))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield
 
 
@@ -283,6 +292,24 @@ def test_kill_9_of_the_whole_command_leaves_no_orphan_and_changes_nothing(unbrok
     assert [e["step"] for e in kinds(tmp_path, "train.restore")] == [3]
     assert [e["steps_lost"] for e in kinds(tmp_path, "recovery.done")] == [BLOCKED_STEP - 3]
     assert metrics["goodput"]["n_attempts"] == 2
+    assert steps(tmp_path) == steps(folder)
+    assert model_hash(tmp_path) == model_hash(folder)
+
+
+def test_a_snapshot_that_lost_a_bit_is_healed_by_another_ranks_copy(unbroken, tmp_path):
+    folder, _ = unbroken
+    hurt = tmp_path / "hurt"
+    hurt.write_text(JOB_OF_THE_HURT)
+    state = tmp_path / "out" / "state"
+    state.mkdir(parents=True)
+    source = SourceSpec("rows_of_two:Rows", {"hurt": str(hurt)})
+    checkpoint = CheckpointConfig(every=EVERY, memory_every=1, keep=3, replicate=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("puna.train.stage._job_id", lambda out: JOB_OF_THE_HURT)
+        run(tmp_path, source, checkpoint=checkpoint, fault=FaultConfig(rank=1, step=8))
+    (restored,) = kinds(tmp_path, "train.restored")
+    assert (restored["step"], restored["tier"]) == (8, "memory")
+    assert {(one["rank"], one["tier"]) for one in restored["shards"]} == {(1, "peer")}
     assert steps(tmp_path) == steps(folder)
     assert model_hash(tmp_path) == model_hash(folder)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from puna.core.config import Config
 
@@ -21,6 +21,9 @@ class CheckpointConfig(Config):
     """Steps between two snapshots in shared memory, which serve when processes die and the machine
     lives on: each costs a copy, and two need twice the memory of parameters and optimiser. 0 takes
     none."""
+    replicate: bool = False
+    """Keep a copy of each snapshot in the memory of another node (of another rank, on a single
+    node), for a node that is lost; it needs the memory of two snapshots more."""
     in_background: bool = True
     """Write checkpoints from a snapshot while training goes on; False, or without snapshots: stop
     training meanwhile."""
@@ -53,3 +56,9 @@ class CheckpointConfig(Config):
 
             refuse_secrets(options)
         return options
+
+    @model_validator(mode="after")
+    def _replicates_something(self) -> Self:
+        if self.replicate and not self.memory_every:
+            raise ValueError("replicate = true needs snapshots; set memory_every to 1 or more")
+        return self

@@ -19,7 +19,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -72,11 +72,19 @@ class SnapshotNote:
     def read(cls, path: Path) -> SnapshotNote | None:
         """Read a note; None when there is none with a root that fits."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_json(path.read_bytes())
+        except OSError:
+            return None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SnapshotNote | None:
+        """Read a note; None when its root does not fit."""
+        try:
+            values = json.loads(text)
             values["spans"] = {name: (at, size) for name, (at, size) in values["spans"].items()}
             note = cls(**values)
             is_whole = note.root == note._root()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
         return note if is_whole else None
 
@@ -105,12 +113,13 @@ class Snapshots:
         folder.mkdir(parents=True, exist_ok=True)
         self._notes = {name: folder / f"rank-{rank}.{name}.json" for name in _NAMES}
         self._buffers = {
-            name: _map(folder / f"rank-{rank}.{name}.bin", size, self._notes[name])
+            name: map_buffer(folder / f"rank-{rank}.{name}.bin", size, self._notes[name])
             for name in _NAMES
         }
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._pinned: str | None = None
+        self.on_commit: Callable[[SnapshotNote, mmap.mmap], None] | None = None
         self.stall_s = 0.0
 
     def take(self, step: int, dtype: str) -> None:
@@ -131,9 +140,11 @@ class Snapshots:
         Raises:
             OSError: It could not be.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+            if self._thread is thread:  # whoever waits beside us may have started the next one
+                self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -157,6 +168,18 @@ class Snapshots:
                     if now[part] != digest
                 }
         return found
+
+    def adopt(self, note: SnapshotNote) -> None:
+        """Take the note of a snapshot that is to be filled by :meth:`replace`; foreign ones not."""
+        if note.key == self._key and note.spans == self._spans:
+            name = self._oldest()
+            self._notes[name].unlink(missing_ok=True)
+            write_json(self._notes[name], asdict(note))
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of a buffer."""
+        return len(self._buffers[_NAMES[0]])
 
     def replace(self, step: int, part: str, data: bytes) -> None:
         """Write a part of a snapshot anew; its hash is compared when it is loaded."""
@@ -201,6 +224,8 @@ class Snapshots:
         try:
             note = SnapshotNote.make(step, dtype, self._key, self._hashes(name), self._spans)
             write_json(self._notes[name], asdict(note))
+            if self.on_commit is not None:
+                self.on_commit(note, self._buffers[name])
         except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
             self._error = error
 
@@ -247,7 +272,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, int]], 
     return spans, max(at, _ALIGN_BYTES)
 
 
-def _map(path: Path, size: int, note: Path) -> mmap.mmap:
+def map_buffer(path: Path, size: int, note: Path) -> mmap.mmap:
     """Map a buffer; one of another size is none of ours and is made anew."""
     if not path.exists() or path.stat().st_size != size:
         note.unlink(missing_ok=True)
@@ -276,12 +301,11 @@ class MemoryShards:
 
     Args:
         folder: Of the snapshots.
+        tier: Its name in the ledger.
     """
 
-    tier = "memory"
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, tier: str = "memory") -> None:
+        self._folder, self.tier = folder, tier
         self._index: dict[str, list[tuple[Path, int]]] | None = None
 
     def find(self, n_bytes: int, xxh3_128: str) -> bytes | None:

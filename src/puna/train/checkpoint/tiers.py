@@ -10,6 +10,7 @@ from any other tier that has the same content; where none has, the state before 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 from puna.core.ledger import Ledger
 from puna.train.checkpoint.recall import recall
 from puna.train.checkpoint.repair import Served, ShardSource
+from puna.train.checkpoint.replica import PEERS_DIR, Replicas
 from puna.train.checkpoint.snapshot import MemoryShards, Snapshots
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.config import CheckpointConfig
@@ -68,6 +70,7 @@ class CheckpointTiers:
         self._tensors, self._events, self._attempt = tensors, events, attempt
         self._memory = memory
         self._snapshots = self._map(memory, identity) if memory and config.memory_every else None
+        self._replicas = self._replicate(memory) if memory and config.replicate else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -84,18 +87,35 @@ class CheckpointTiers:
             self._events.emit("train.snapshots_off", why=problems[0])
         return None if problems else found
 
+    def _replicate(self, folder: Path) -> Replicas | None:
+        """Keep the snapshots of other ranks, or of none."""
+        if self._snapshots is None or self._world.mesh is None:
+            return None
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self._world.size))
+        try:
+            return Replicas(folder, self._world, per_node, self._snapshots, self._events)
+        except OSError as error:  # the same on every rank
+            if self._world.rank == 0:
+                self._events.emit("train.replicas_off", why=str(error))
+            return None
+
     def restore(self) -> Restored | None:
         """Load the newest whole state; None when there is none.
 
         Raises:
             PunaError: A checkpoint belongs to another job.
         """
-        sources: list[ShardSource] = [MemoryShards(self._memory)] if self._memory else []
+        sources: list[ShardSource] = []
+        if self._memory is not None:
+            sources.append(MemoryShards(self._memory))
+            sources.append(MemoryShards(self._memory / PEERS_DIR, "peer"))
         sources.append(self._store.shards)
         if self._store.durable is not None:
             sources.append(self._store.durable)
         if self._snapshots is not None:
-            found = recall(self._snapshots, self._world, sources, self._store.newest_step())
+            found = recall(
+                self._snapshots, self._world, sources, self._store.newest_step(), self._replicas
+            )
             if found is not None:
                 return self._restored(found[0], "memory", found[1])
         loaded = self._store.restore(self._tensors, sources)
