@@ -92,8 +92,11 @@ def _check(
         raise ValueError(f"no rounding model for {y_MN.dtype}")
     n, k = weight_NK.shape
     pad = -n % BLOCK
-    w_JBK = F.pad(weight_NK.to(y_MN.dtype).float(), (0, 0, 0, pad)).view(-1, BLOCK, k)
-    y_MJB = F.pad(y_MN.reshape(-1, n).float(), (0, pad)).view(-1, len(w_JBK), BLOCK)
+    w_NK, y_MN = weight_NK.to(y_MN.dtype).float(), y_MN.reshape(-1, n)
+    if pad:  # pads by copying, also by nothing
+        w_NK, y_MN = F.pad(w_NK, (0, 0, 0, pad)), F.pad(y_MN, (0, pad))
+    w_JBK = w_NK.view(-1, BLOCK, k)
+    y_MJB = y_MN.float().view(-1, len(w_JBK), BLOCK)
     x_MK = x_MK.reshape(-1, k).to(y_MN.dtype).float()
     expected_MJ = x_MK @ w_JBK.sum(1).T
     if bias_N is not None:
