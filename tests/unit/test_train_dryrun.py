@@ -113,6 +113,27 @@ def test_plan_of_a_small_training():
     )
 
 
+def gathers(*arguments: str) -> int:
+    """Count the gatherings of parameters in a step of a rank without a pipeline."""
+    result = plan(
+        *SMALL, "train.pretrain.parallel.tp=1", "train.pretrain.parallel.pp=1", *arguments,
+        "--world", "4", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (rank,) = json.loads(result.output)["ranks"]
+    return sum(
+        one["count"] for one in rank["collectives"]
+        if (one["dim"], one["kind"]) == ("shard", "all_gather")
+    )  # fmt: skip
+
+
+def test_parameters_are_gathered_once_per_step_where_memory_allows():
+    whole, halves = (f"train.pretrain.micro_batch={rows}" for rows in (2, 1))
+    assert gathers(halves) == gathers(whole)
+    again = "train.pretrain.parallel.reshard_after_forward=true"
+    assert gathers(halves, again) == 2 * gathers(whole, again) > 2 * gathers(whole)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

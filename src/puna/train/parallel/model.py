@@ -95,6 +95,7 @@ class ParallelModel:
         self.config, self.world = config, world
         self._micro_tokens = micro_batch * seq_len
         self._schedule, self._dtype = parallel.schedule, precision.dtype
+        self._gathers_anew = parallel.reshard_after_forward
         self._plan: StagePlan = plan_stages(parallel, config.n_layers)
         check_float8(float8, world.device)
         again = plan_recompute(
@@ -198,7 +199,10 @@ class ParallelModel:
         total = torch.zeros(1, device=self.world.device)
         for index, piece in enumerate(pieces):
             if isinstance(stage, FSDPModule):
-                stage.set_requires_gradient_sync(index == len(pieces) - 1)
+                is_last = index == len(pieces) - 1
+                stage.set_requires_gradient_sync(is_last)
+                # Gathered once per step, unless memory is too short to keep them gathered at all.
+                stage.set_reshard_after_backward(is_last or self._gathers_anew)
             with self.clock.part("forward"):
                 loss = stage(*piece)
             with self.clock.part("backward"):
