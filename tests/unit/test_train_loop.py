@@ -276,7 +276,9 @@ def full_disk(*_args, **_kwargs):
 def test_a_full_disk_is_one_clear_error_and_leaves_the_last_good_checkpoint(
     tmp_path, monkeypatch, where
 ):
-    spec = job(tmp_path)
+    spec = job(
+        tmp_path, checkpoint=CheckpointConfig(every=2, memory_every=0, keep=2, on_failure="stop")
+    )
     run_until(spec, 3, monkeypatch)
     with monkeypatch.context() as patch:
         if where == "write":

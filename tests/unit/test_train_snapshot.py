@@ -12,6 +12,7 @@ import torch
 
 from puna.core.errors import PunaError
 from puna.core.ledger import LEDGER_FILE, Ledger, read_events
+from puna.train.checkpoint import snapshot as snapshot_module
 from puna.train.checkpoint import store as store_module
 from puna.train.checkpoint.manifest import (
     MANIFEST_FILE,
@@ -330,7 +331,7 @@ def test_a_failed_save_in_the_background_is_told_at_the_next_one(tmp_path, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     tensors = state()
-    tiers = make_tiers(tmp_path, tensors)
+    tiers = make_tiers(tmp_path, tensors, on_failure="stop")
     tiers.restore()
     monkeypatch.setattr(store_module, "seal", full)
     train(tiers, tensors, 1, 7)
@@ -338,6 +339,53 @@ def test_a_failed_save_in_the_background_is_told_at_the_next_one(tmp_path, monke
         train(tiers, tensors, 8, 8)
     monkeypatch.undo()
     assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_on_a_full_disk_the_oldest_goes_and_the_last_good_one_stays(tmp_path, monkeypatch):
+    tensors, tiers = train_various(tmp_path, 1, 8)
+    seal, room = store_module.seal, 1
+
+    def limited(folder, **kwargs):
+        if len(list_steps(tmp_path / "disk")) > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return seal(folder, **kwargs)
+
+    monkeypatch.setattr(store_module, "seal", limited)
+    train_various(tmp_path, 12, 12, tensors, tiers)
+    assert list_steps(tmp_path / "disk") == [12, 8]
+    (dropped,) = read_events(tmp_path / LEDGER_FILE, "train.checkpoint_dropped")
+    assert dropped["step"] == 4
+    room = 0
+    train_various(tmp_path, 16, 16, tensors, tiers)
+    assert list_steps(tmp_path / "disk") == [12]
+    (failed,) = read_events(tmp_path / LEDGER_FILE, "train.checkpoint_failed")
+    assert failed["step"] == 16
+    assert "disk is full" in failed["error"]
+    with pytest.raises(PunaError, match="disk is full"):
+        tiers.after_step(17, "float32", final=True)
+    monkeypatch.undo()
+    train_various(tmp_path, 20, 20, tensors, tiers)
+    assert list_steps(tmp_path / "disk") == [20, 12]
+    assert restored_various(tmp_path)["step"] == 20
+
+
+def test_a_snapshot_that_cannot_be_committed_is_told_and_the_checkpoint_is_saved(
+    tmp_path, monkeypatch
+):
+    tensors, tiers = train_various(tmp_path, 1, 3)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_module, "write_json", full)
+        train_various(tmp_path, 4, 4, tensors, tiers)
+    (failed,) = read_events(tmp_path / LEDGER_FILE, "train.snapshot_failed")
+    assert "No space" in failed["why"]
+    assert list_steps(tmp_path / "disk") == [4]
+    assert restored_various(tmp_path)["tier"] == "disk"
+    train_various(tmp_path, 5, 5, tensors, tiers)
+    assert restored_various(tmp_path)["step"] == 5
 
 
 def test_without_room_in_memory_checkpoints_go_to_disk(tmp_path, monkeypatch):

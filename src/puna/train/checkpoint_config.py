@@ -27,10 +27,11 @@ class CheckpointConfig(Config):
     in_background: bool = True
     """Write checkpoints from a snapshot while training goes on; False, or without snapshots: stop
     training meanwhile."""
-    on_failure: Literal["stop", "continue"] = "stop"
-    """When one cannot be saved (disk full): stop with a message, so that the run goes on from the
-    last good one after the fix; or record `train.checkpoint_failed` and go on. The one at the end
-    must be saved in either case. A half-written checkpoint never stays."""
+    on_failure: Literal["continue", "stop"] = "continue"
+    """When one cannot be saved (on a full disk: after the oldest went, never the last): record
+    `train.checkpoint_failed`, go on and try again at the next one; or stop with a message, so that
+    the run goes on from the last good one after the fix. The one at the end must be saved in either
+    case. A half-written checkpoint never stays."""
     store: str = ""
     """Store that checkpoints are uploaded to after they are committed on disk, in the background:
     `s3://bucket/folder`, `file:///mnt/shared/folder`, anything that fsspec opens; one URL per run.

@@ -151,7 +151,7 @@ class DurableStore:
                 return
             except PunaError as error:
                 older = [step for step in self.steps() if step < manifest.step]
-                if not _is_full(error) or len(older) < 2:  # the last good one stays
+                if not is_no_room(error) or len(older) < 2:  # the last good one stays
                     raise
                 self._drop(older[-1:])
 
@@ -255,7 +255,8 @@ def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
-def _is_full(error: BaseException | None) -> bool:
+def is_no_room(error: BaseException | None) -> bool:
+    """Tell whether an error, or what caused it, says that a disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -119,6 +119,7 @@ class Snapshots:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._pinned: str | None = None
+        self._taken: dict[int, str] = {}
         self.on_commit: Callable[[SnapshotNote, mmap.mmap], None] | None = None
         self.stall_s = 0.0
 
@@ -128,6 +129,7 @@ class Snapshots:
         self.settle()
         name = self._oldest()
         self._notes[name].unlink(missing_ok=True)
+        self._taken = {s: n for s, n in self._taken.items() if n != name} | {step: name}
         parts = self._parts(name)
         torch._foreach_copy_(list(parts.values()), [_local(t) for t in self._tensors.values()])
         self._thread = threading.Thread(target=self._commit, args=(name, step, dtype), daemon=True)
@@ -140,14 +142,17 @@ class Snapshots:
         Raises:
             OSError: It could not be.
         """
+        self._join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _join(self) -> None:
         thread = self._thread
         if thread is not None:
             thread.join()
             if self._thread is thread:  # whoever waits beside us may have started the next one
                 self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
 
     def steps(self) -> list[int]:
         """Steps of the snapshots whose every hash fits, newest first."""
@@ -206,8 +211,10 @@ class Snapshots:
     @contextlib.contextmanager
     def pinned(self, step: int) -> Iterator[dict[str, Tensor]]:
         """Keep a snapshot while somebody reads it; give its tensors, sharded like the live ones."""
-        self.settle()
-        (name,) = [n for n in _NAMES if (note := self._note(n)) and note.step == step]
+        self._join()  # a note that could not be written is no reason not to read the buffer
+        name = self._taken.get(step)
+        if name is None:  # of a process before this one
+            (name,) = [n for n in _NAMES if (note := self._note(n)) and note.step == step]
         self._pinned = name
         try:
             parts = self._parts(name)

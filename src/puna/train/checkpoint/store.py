@@ -20,7 +20,7 @@ from torch import Tensor
 from puna.core.errors import PunaError, explain_environment_error
 from puna.core.fsio import commit_dir, remove_tree, write_json
 from puna.core.ledger import Ledger
-from puna.train.checkpoint.durable import DurableStore
+from puna.train.checkpoint.durable import DurableStore, is_no_room
 from puna.train.checkpoint.manifest import (
     MANIFEST_FILE,
     DamagedCheckpointError,
@@ -63,7 +63,7 @@ class CheckpointStore:
         world: Ranks; every method is called by all of them.
         identity: Digest of the job.
         keep: The newest that are kept.
-        must_save: A failed save raises; else it is recorded and training goes on.
+        must_save: A failed save raises; else it is recorded and training goes on to the next.
         events: Ledger.
         group: All ranks, for saving in another thread; None where that is not done.
         durable: Where checkpoints are uploaded to by rank 0, and come from when disk has none.
@@ -110,28 +110,12 @@ class CheckpointStore:
         """
         if self._saved == step:
             return
-        from puna.train.checkpoint import dcp  # imported late: see the module
-
         start_s = time.monotonic()
         partial = self._folder / f".{step_dir(self._folder, step).name}.{attempt}{_PARTIAL}"
-        problem: PunaError | None = None
-        manifest: Manifest | None = None
-        try:
-            dcp.write(partial, tensors, no_dist=self._world.mesh is None, group=self._group)
-        except dcp.CheckpointException as error:  # a BaseException; every rank gets the same one
-            problem = _explain(error, partial)
-        if problem is None and self._world.rank == 0:
-            try:
-                manifest = seal(
-                    partial, step=step, world=self._world.size, identity=self._identity, dtype=dtype
-                )
-                remove_tree(step_dir(self._folder, step))
-                commit_dir(partial, step_dir(self._folder, step))
-            except OSError as error:
-                problem = explain_environment_error(error, partial) or PunaError(str(error))
-        problem = self._world.from_first(problem, self._group)
-        if self._world.rank == 0:
-            remove_tree(partial)
+        while True:
+            manifest, problem, is_full = self._write(partial, step, tensors, dtype)
+            if problem is None or not self._make_room(is_full):
+                break
         if problem is not None:
             if self._must_save or final:
                 raise PunaError(f"the checkpoint of step {step} cannot be saved: {problem.message}",
@@ -154,6 +138,54 @@ class CheckpointStore:
     def shards(self) -> DiskShards:
         """The shards of all checkpoints, as they are now."""
         return DiskShards(self._folder)
+
+    def _write(
+        self, partial: Path, step: int, tensors: Mapping[str, Tensor], dtype: str
+    ) -> tuple[Manifest | None, PunaError | None, bool]:
+        """Write and commit; return the manifest (rank 0), what went wrong, and if room lacked."""
+        from puna.train.checkpoint import dcp  # imported late: see the module
+
+        manifest: Manifest | None = None
+        problem, is_full = None, False
+        if self._world.rank == 0:
+            try:
+                partial.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                problem, is_full = _environment(error, partial), is_no_room(error)
+        problem = self._world.from_first(problem, self._group)
+        if problem is None:
+            try:
+                dcp.write(partial, tensors, no_dist=self._world.mesh is None, group=self._group)
+            except dcp.CheckpointException as error:  # a BaseException; the same on every rank
+                problem = _explain(error, partial)
+                is_full = any(is_no_room(cause) for cause, _ in error.failures.values())
+        if problem is None and self._world.rank == 0:
+            try:
+                manifest = seal(
+                    partial, step=step, world=self._world.size, identity=self._identity, dtype=dtype
+                )
+                remove_tree(step_dir(self._folder, step))
+                commit_dir(partial, step_dir(self._folder, step))
+            except (OSError, ValueError) as error:  # no room, or not what DCP should write
+                problem, is_full = _environment(error, partial), is_no_room(error)
+        problem = self._world.from_first(problem, self._group)
+        if self._world.rank == 0:
+            remove_tree(partial)
+        return manifest, problem, is_full
+
+    def _make_room(self, is_full: bool) -> bool:
+        """Drop the oldest checkpoint of a full disk, never the last good one; tell if it went."""
+        went = False
+        if self._world.rank == 0 and is_full:
+            in_use = self.durable.in_use() if self.durable is not None else set()
+            older = [step for step in list_steps(self._folder)[1:] if step not in in_use]
+            if older:
+                remove_tree(step_dir(self._folder, older[-1]))
+                self._events.emit(
+                    "train.checkpoint_dropped", step=older[-1], why="the disk is full"
+                )
+                went = True
+        return self._world.from_first(went, self._group)
 
     def newest_step(self) -> int:
         """Steps done at the newest checkpoint, on disk or in the store, whole or not; or -1."""
@@ -318,6 +350,10 @@ class CheckpointStore:
         in_use = self.durable.in_use() if self.durable is not None else set()
         for step in set(list_steps(self._folder)[self._keep :]) - in_use:
             remove_tree(step_dir(self._folder, step))
+
+
+def _environment(error: Exception, partial: Path) -> PunaError:
+    return explain_environment_error(error, partial) or PunaError(str(error))
 
 
 def _explain(error: dcp.CheckpointException, partial: Path) -> PunaError:

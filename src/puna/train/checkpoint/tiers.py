@@ -155,6 +155,7 @@ class CheckpointTiers:
         """
         is_checkpoint = self._is_checkpoint(step, final)
         if self._snapshots is not None and (is_checkpoint or self._is_snapshot(step)):
+            self._settle()
             self._snapshots.take(step, dtype)
             if self._world.rank == 0:
                 self._events.emit("train.snapshot", step=step, seconds=self._snapshots.stall_s)
@@ -175,14 +176,21 @@ class CheckpointTiers:
         Raises:
             PunaError: A checkpoint could not be saved and must be.
         """
-        if self._snapshots is not None:
-            self._snapshots.settle()
+        self._settle()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def _settle(self) -> None:
+        """Wait for the last snapshot; one that could not be committed is told, and no more."""
+        if self._snapshots is not None:
+            try:
+                self._snapshots.settle()
+            except OSError as error:
+                self._events.emit("train.snapshot_failed", rank=self._world.rank, why=str(error))
 
     def _save_snapshot(self, snapshots: Snapshots, step: int, dtype: str) -> None:
         try:
