@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("puna.cli.serve:serve", "Serve a model over HTTP to OpenAI's clients."),
     "report": ("puna.cli.report:report", "Make the report of a run anew."),
     "goodput": ("puna.cli.goodput:goodput", "Where the time of a training went; its incidents."),
+    "chaos": ("puna.cli.chaos:chaos", "Hurt a training in every way; it must end the same."),
     "lineage": ("puna.cli.lineage:lineage", "Print the documents behind a training step."),
     "config": ("puna.cli.config:config", "Show, check and explain the configuration of a recipe."),
 }
