@@ -16,7 +16,7 @@ from puna.resilience import supervisor
 from puna.resilience.faults import FaultInjector, PlannedFault, was_injected
 from puna.resilience.heartbeat import HeartbeatWriter, read_failures, read_heartbeats
 from puna.resilience.history import JobHistory, read_history
-from puna.resilience.protocols import Failure, Heartbeat, Phase
+from puna.resilience.protocols import Failure, Heartbeat, Phase, Place
 from puna.resilience.supervisor import RestartPolicy, supervise
 
 POLICY = RestartPolicy(max_restarts=3, hang_timeout_s=0.15, start_timeout_s=0.3, max_backoff_s=0.0)
@@ -42,6 +42,7 @@ class FakeAttempt:
     def __init__(self, code=None, beats=(), failures=()):
         self.code, self.beats, self.notes = code, list(beats), list(failures)
         self.n_kills = 0
+        self.where: list[Place] = []
 
     def poll(self):
         return self.code
@@ -54,6 +55,12 @@ class FakeAttempt:
 
     def failures(self):
         return self.notes
+
+    def places(self):
+        return self.where
+
+    def stacks(self):
+        return {}
 
     def log_tail(self):
         return "THE LOG"
@@ -146,6 +153,54 @@ def test_slow_steps_are_no_hang(events: Ledger):
 
     policy = RestartPolicy(hang_timeout_s=0.15, start_timeout_s=1e9)
     supervise(FakeJob(slow), events, policy, history=JobHistory(), on_tick=tick)
+    assert not kinds(events, "fault.detected")
+
+
+class HungLater(FakeAttempt):
+    """A step per look up to step 9; then no rank moves any more."""
+
+    def __init__(self, where: list[Place]):
+        super().__init__()
+        self.step, self.where, self.beats = 0, where, []
+
+    def heartbeats(self):
+        if self.step < 9:
+            self.step += 1
+            self.beats = [beat(0, self.step), beat(1, self.step)]
+        return self.beats
+
+
+ADAPTIVE = RestartPolicy(hang_timeout_s=1e6, start_timeout_s=1e6, hang_floor_s=0.05)
+
+
+def test_known_step_times_shorten_the_patience_and_the_missing_rank_is_named(events: Ledger):
+    where = [Place(0, 9, "communication", 13), Place(1, 9, "backward", 12)]
+    job = FakeJob(HungLater(where), good())
+    (fault,) = supervise(job, events, ADAPTIVE, history=JobHistory()).faults
+    assert (fault.what, fault.rank, fault.step) == ("hang", 1, 9)
+    assert "rank 1 is in its backward after collective 12, and rank 0 waits in collective 13" in (
+        fault.message
+    )
+
+
+def test_a_stopped_process_needs_no_history(events: Ledger):
+    stopped = FakeAttempt(None, [beat(0, 0, "start"), beat(1, 0, "start")])
+    stopped.where = [Place(0, 0, "", 0), Place(1, 0, "", 0, is_stopped=True)]
+    job = FakeJob(stopped, good())
+    (fault,) = supervise(job, events, ADAPTIVE, history=JobHistory()).faults
+    assert (fault.what, fault.rank) == ("hang", 1)
+    assert "rank 1 is stopped by a signal" in fault.message
+
+
+def test_waiting_for_a_batch_is_given_the_longer_time(events: Ledger):
+    hung = HungLater([Place(0, 9, "communication", 3), Place(1, 9, "data", 2)])
+    ticks = iter(range(60))
+
+    def tick() -> None:
+        if next(ticks) == 40:
+            hung.code = 0
+
+    supervise(FakeJob(hung), events, ADAPTIVE, history=JobHistory(), on_tick=tick)
     assert not kinds(events, "fault.detected")
 
 

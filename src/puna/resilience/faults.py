@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 from puna.core.ledger import Ledger, read_events
 
-FaultKind = Literal["kill", "hang"]
+FaultKind = Literal["kill", "hang", "loop", "wait"]
 _SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 
 
@@ -24,7 +25,8 @@ class PlannedFault:
     Attributes:
         rank: Rank that is hit.
         step: Step (0-based) in the middle of which it is hit.
-        what: ``kill`` (SIGKILL) or ``hang`` (SIGSTOP).
+        what: ``kill`` (SIGKILL), ``hang`` (SIGSTOP), ``loop`` (computes for ever) or ``wait``
+            (sleeps for ever); the last two never enter the next collective.
     """
 
     rank: int
@@ -55,7 +57,12 @@ class FaultInjector:
             return
         self._plan = None
         self._events.emit("fault.injected", durable=True, step=step, rank=plan.rank, what=plan.what)
-        os.kill(os.getpid(), _SIGNALS[plan.what])
+        if plan.what in _SIGNALS:
+            os.kill(os.getpid(), _SIGNALS[plan.what])
+            return
+        while True:
+            if plan.what == "wait":
+                time.sleep(1.0)
 
 
 def was_injected(plan: PlannedFault, job: str, events: Ledger) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.errors import PunaError
+from puna.resilience.hang import PlaceWriter
 from puna.resilience.protocols import Failure, Heartbeat, Phase
 
 
@@ -18,6 +19,10 @@ class HeartbeatWriter:
     """Writes the heartbeat of one rank.
 
     The step loop itself calls it, not a thread beside it: a rank whose loop hangs falls silent.
+
+    Attributes:
+        step: Step of the last heartbeat.
+        place: Where the rank is inside the step.
 
     Args:
         folder: Folder of the attempt; must exist.
@@ -30,6 +35,7 @@ class HeartbeatWriter:
         self._aside = folder / f".heartbeat-{rank}.tmp"
         self._folder, self.rank, self._node = folder, rank, node
         self.step = 0
+        self.place = PlaceWriter(folder, rank)
 
     def beat(self, phase: Phase, step: int) -> None:
         """Tell that this rank is alive and begins ``phase`` of ``step``."""

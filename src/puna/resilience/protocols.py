@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 Phase = Literal["start", "step", "eval", "save", "done"]
@@ -22,6 +23,32 @@ class Heartbeat:
     """Monotonic clock of the machine, in seconds."""
     node: int = 0
     """Machine of the rank."""
+
+
+COLLECTIVE = "communication"
+"""Part of a step in which a rank waits for others."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is inside its step."""
+
+    rank: int
+    step: int
+    part: str
+    """Part of the step; empty between two parts."""
+    n_collectives: int
+    """Collectives entered since the rank started: the number of its last one."""
+    is_stopped: bool = False
+    """The kernel does not run it: it got SIGSTOP, or a debugger holds it."""
+
+    def __str__(self) -> str:
+        if self.is_stopped:
+            return f"rank {self.rank} is stopped by a signal"
+        if self.part == COLLECTIVE:
+            return f"rank {self.rank} waits in collective {self.n_collectives}"
+        where = f"in its {self.part}" if self.part else "between two parts of its step"
+        return f"rank {self.rank} is {where} after collective {self.n_collectives}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,14 @@ class Attempt(Protocol):
 
     def failures(self) -> list[Failure]:
         """What failing ranks wrote down."""
+        ...
+
+    def places(self) -> list[Place]:
+        """Where the ranks are inside their steps, as far as is known."""
+        ...
+
+    def stacks(self) -> dict[int, Path]:
+        """Ask the ranks for their stacks, before they are ended; files by rank."""
         ...
 
     def log_tail(self) -> str:

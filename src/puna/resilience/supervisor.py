@@ -16,11 +16,15 @@ from pathlib import Path
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger, read_events
 from puna.core.progress import say
+from puna.resilience.hang import DATA, Missing, StepTimes, find_missing, innermost
 from puna.resilience.history import JobHistory
-from puna.resilience.protocols import Attempt, Heartbeat, Job
+from puna.resilience.protocols import Attempt, Heartbeat, Job, Place
 
 POLL_S = 0.05
 _HANG_STEPS = 10
+_MORE_PATIENT = 4
+_LATE_S = 0.5
+"""A look at the job that comes so late says that this machine is held up, not the job."""
 NO_PROCESS = 0
 """Stands for the process of a rank that is known to be dead, on whatever machine."""
 
@@ -33,6 +37,9 @@ class RestartPolicy:
         max_restarts: Restarts in a row without one new step.
         hang_timeout_s: Longest silence of a rank inside a step; at least ten times the longest step
             of the attempt so far, so that a slow machine is not taken for a hung one.
+        hang_floor_s: The same once the attempt has shown how long its steps take; at least ten
+            times the longest of its recent ones. Not while a rank waits for its batch. Four times
+            as much after every hang, so that a false alarm is not raised twice.
         start_timeout_s: Longest silence while it starts (to the end of its first step) or saves.
         max_backoff_s: The first restart is immediate; while there is no new step the pause grows
             1, 2, 4 ... seconds up to this.
@@ -42,6 +49,7 @@ class RestartPolicy:
     hang_timeout_s: float = 60.0
     start_timeout_s: float = 300.0
     max_backoff_s: float = 30.0
+    hang_floor_s: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class Fault:
     detect_s: float
     message: str
     fix: str | None = None
+    stacks: dict[int, str] | None = None
+    """Of a hang: files with the stacks of the ranks."""
 
     @property
     def signature(self) -> tuple[str, int, str]:
@@ -100,7 +110,8 @@ def supervise(
     while True:
         if down_since_s is not None:
             events.emit("recovery.start", durable=True, attempt=attempt)
-        watch = _Watch(job, attempt, events, policy, furthest, down_since_s, on_tick)
+        patience = _MORE_PATIENT ** sum(fault.what == "hang" for fault in faults)
+        watch = _Watch(job, attempt, events, policy, furthest, down_since_s, on_tick, patience)
         fault = watch.run()
         if fault is None:
             return Outcome(len(faults) + 1, tuple(faults))
@@ -152,16 +163,20 @@ class _Watch:
         furthest: int,
         down_since_s: float | None,
         on_tick: Callable[[], None],
+        patience: int,
     ) -> None:
         self._job, self._attempt, self._events, self._policy = job, attempt, events, policy
         self._before = furthest
         self._down_since_s = down_since_s
         self._on_tick = on_tick
+        self._floor_s = policy.hang_floor_s * patience
         self._start_s = time.monotonic()
         self.furthest = 0
         """Steps that some rank has completed in this attempt, or in an earlier one."""
         self.log_tail = ""
-        self._longest_step_s = 0.0
+        self._times = StepTimes()
+        self._looked_s = self._start_s
+        self._awake_since_s = self._start_s
         self._last_beats: dict[int, Heartbeat] = {}
 
     def run(self) -> Fault | None:
@@ -184,6 +199,7 @@ class _Watch:
             self.furthest = max([self.furthest, *(beat.step for beat in beats)])
             self._note_recovery(beats)
             self._time_steps(beats)
+            self._note_late_look()
             if code == 0:
                 return None
             fault = self._find_fault(running, code, beats)
@@ -192,7 +208,7 @@ class _Watch:
                     self._events.emit(
                         "fault.detected", durable=True, attempt=self._attempt, what=fault.what,
                         rank=fault.rank, step=fault.step, detect_s=fault.detect_s,
-                        message=fault.message,
+                        message=fault.message, stacks=fault.stacks,
                     )  # fmt: skip
                 return fault
             self._on_tick()
@@ -229,9 +245,9 @@ class _Watch:
             return Fault(
                 "exit", None, step, 0.0, f"the training processes ended with exit code {code}"
             )
-        return self._find_hang(beats, now_s)
+        return self._find_hang(running, beats, now_s)
 
-    def _find_hang(self, beats: list[Heartbeat], now_s: float) -> Fault | None:
+    def _find_hang(self, running: Attempt, beats: list[Heartbeat], now_s: float) -> Fault | None:
         policy = self._policy
         if len(beats) < self._job.n_ranks and now_s - self._start_s > policy.start_timeout_s:
             return Fault(
@@ -240,27 +256,68 @@ class _Watch:
                 f"within {policy.start_timeout_s:.0f} s",
             )  # fmt: skip
         for beat in sorted(beats, key=lambda beat: beat.t_mono_s):
-            silent_s = now_s - beat.t_mono_s
+            silent_s = now_s - max(beat.t_mono_s, self._awake_since_s)
             limit_s = self._limit_s(beat)
-            if beat.phase != "done" and silent_s > limit_s:
-                return Fault(
-                    "hang", beat.rank, beat.step, self._since_s(beat, now_s),
-                    f"rank {beat.rank} hangs at step {beat.step} ({beat.phase}): no sign of life "
-                    f"for {silent_s:.0f} s",
-                )  # fmt: skip
+            if beat.phase == "done" or silent_s <= min(limit_s, self._floor_s):
+                continue
+            places = running.places()
+            # Of a stopped process it is certain that it does not just take its time.
+            if silent_s <= limit_s and not any(place.is_stopped for place in places):
+                continue
+            missing = find_missing(places) if len(places) == self._job.n_ranks else None
+            if silent_s <= self._patient_limit_s(beat) and _waits_for_data(places):
+                continue
+            return self._hang(running, beats, beat, missing, now_s)
         return None
 
+    def _hang(
+        self,
+        running: Attempt,
+        beats: list[Heartbeat],
+        silent: Heartbeat,
+        missing: Missing | None,
+        now_s: float,
+    ) -> Fault:
+        """Describe a hang; the rank that the others wait for is its cause."""
+        cause = next((beat for beat in beats if missing and beat.rank == missing.ranks[0]), silent)
+        message = (
+            f"rank {cause.rank} hangs at step {cause.step} ({cause.phase}): no step was finished "
+            f"for {now_s - silent.t_mono_s:.1f} s"
+        )
+        if missing is not None:
+            message += f"; {missing.why}"
+        detect_s = self._since_s(cause, now_s)
+        files = running.stacks()
+        if cause.rank in files:
+            message += f"; its stack ends at {innermost(files[cause.rank])}"
+        return Fault(
+            "hang", cause.rank, cause.step, detect_s, message,
+            stacks={rank: str(path) for rank, path in files.items()},
+        )  # fmt: skip
+
     def _limit_s(self, beat: Heartbeat) -> float:
-        if beat.phase != "step" or self._longest_step_s == 0.0:
+        limit_s = self._patient_limit_s(beat)
+        known_s = self._times.limit_s(self._floor_s, _HANG_STEPS)
+        return limit_s if beat.phase != "step" or known_s is None else min(limit_s, known_s)
+
+    def _patient_limit_s(self, beat: Heartbeat) -> float:
+        if beat.phase != "step" or self._times.longest_s == 0.0:
             return self._policy.start_timeout_s
-        return max(self._policy.hang_timeout_s, _HANG_STEPS * self._longest_step_s)
+        return max(self._policy.hang_timeout_s, _HANG_STEPS * self._times.longest_s)
+
+    def _note_late_look(self) -> None:
+        """Silence counts from when this process could look: it may be held up as its ranks are."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s > _LATE_S:
+            self._awake_since_s = now_s
+        self._looked_s = now_s
 
     def _time_steps(self, beats: list[Heartbeat]) -> None:
         for beat in beats:
             last = self._last_beats.get(beat.rank)
             if last is not None and last.phase == "step" and beat.step > last.step:
                 step_s = (beat.t_mono_s - last.t_mono_s) / (beat.step - last.step)
-                self._longest_step_s = max(self._longest_step_s, step_s)
+                self._times.add(step_s, beat.step - last.step)
             self._last_beats[beat.rank] = beat
 
     def _since_s(self, beat: Heartbeat, now_s: float) -> float:
@@ -283,6 +340,11 @@ class _Watch:
             steps_lost=max(0, max(self._before, 0) - step),
         )  # fmt: skip
         self._down_since_s = None
+
+
+def _waits_for_data(places: list[Place]) -> bool:
+    """Tell whether some rank waits for its batch: slow input, which a restart does not cure."""
+    return any(place.part == DATA and not place.is_stopped for place in places)
 
 
 def process_alive(pid: int) -> bool:

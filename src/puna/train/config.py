@@ -37,7 +37,8 @@ class FaultConfig(Config):
     step: int = Field(ge=0)
     """Step (from 0) in the middle of which it is hit."""
     what: FaultKind = "kill"
-    """`kill` (SIGKILL) or `hang` (SIGSTOP)."""
+    """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever) or `wait` (sleeps for
+    ever)."""
 
 
 class RestartConfig(Config):
@@ -47,7 +48,12 @@ class RestartConfig(Config):
     """Restarts in a row without one new step."""
     hang_timeout_s: float = Field(default=60.0, gt=0)
     """Longest silence of a rank inside a step; ten times the longest step so far when that is more,
-    so that a slow machine is not taken for a hung one."""
+    so that a slow machine is not taken for a hung one. Holds while few steps are known, and while a
+    rank waits for its batch; after that `hang_floor_s` does, if it gives less."""
+    hang_floor_s: float = Field(default=2.0, gt=0)
+    """Longest silence of a rank inside a step once the job has shown how long its steps take; ten
+    times the longest of the last 64 steps when that is more. Four times as much after each hang, so
+    that a false alarm is not raised twice."""
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Longest silence of a rank while it starts (to the end of its first step) or saves."""
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
+from puna.resilience.hang import collect_stacks, read_places
 from puna.resilience.heartbeat import read_failures, read_heartbeats
-from puna.resilience.protocols import Failure, Heartbeat
+from puna.resilience.protocols import Failure, Heartbeat, Place
 from puna.resilience.supervisor import NO_PROCESS, process_alive
 from puna.train.launch_config import LaunchConfig
 from puna.train.nodes import NODES_DIR, Call, Leader, NodeState, endpoint
@@ -26,6 +27,8 @@ from puna.train.spec import JobSpec
 from puna.train.worker import NODE_ENV, PARENT_ENV
 
 LOG_FILE = "log.txt"
+STACKS_DIR = "stacks"
+"""Folder beside the ledger with the stacks of hung attempts."""
 _LOG_TAIL_LINES = 15
 _GONE_TIMEOUT_S = 10.0
 _SIOCGIFADDR = 0x8915  # Linux: address of an interface
@@ -63,14 +66,16 @@ class TrainJob:
         folder = self._spec.attempt_dir(attempt)
         remove_tree(folder)
         folder.mkdir(parents=True)
+        run = self._spec.ledger.parent if self._spec.ledger else self._spec.out
+        kept = run / STACKS_DIR / f"{self._spec.job}-attempt-{attempt}"
         if self._leader is None:
-            return TrainAttempt(start_ranks(self._spec, self._path, attempt), folder)
+            return TrainAttempt(start_ranks(self._spec, self._path, attempt), folder, kept)
         launch = self._spec.training.launch
         call = self._leader.call(
             "start", nodes=launch.nodes, job=str(self._path), attempt=attempt
         )  # fmt: skip
         process = start_ranks(self._spec, self._path, attempt)
-        return ManyNodesAttempt(process, folder, self._leader, call, launch.node_timeout_s)
+        return ManyNodesAttempt(process, folder, kept, self._leader, call, launch.node_timeout_s)
 
 
 def nodes_folder(spec: JobSpec) -> Path:
@@ -138,8 +143,8 @@ def log_name(node: int) -> str:
 class TrainAttempt:
     """The processes of one attempt."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
-        self._process, self._folder = process, folder
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, kept: Path) -> None:
+        self._process, self._folder, self._kept = process, folder, kept
 
     def poll(self) -> int | None:
         """Exit code of the agent (or of the only rank); None while it runs."""
@@ -163,6 +168,14 @@ class TrainAttempt:
         """What failing ranks wrote down."""
         return read_failures(self._folder)
 
+    def places(self) -> list[Place]:
+        """Where the ranks of this machine are inside their steps."""
+        return read_places(self._folder, self.heartbeats())
+
+    def stacks(self) -> dict[int, Path]:
+        """Stacks of the ranks of this machine, in the run's folder."""
+        return collect_stacks(self._folder, self.heartbeats(), self._kept)
+
     def log_tail(self) -> str:
         """Path of the log and its last lines."""
         path = self._folder / LOG_FILE
@@ -181,11 +194,12 @@ class ManyNodesAttempt(TrainAttempt):
         self,
         process: subprocess.Popen[bytes],
         folder: Path,
+        kept: Path,
         leader: Leader,
         call: Call,
         node_timeout_s: float,
     ) -> None:
-        super().__init__(process, folder)
+        super().__init__(process, folder, kept)
         self._leader, self._call, self._timeout_s = leader, call, node_timeout_s
         self._seen: dict[str, tuple[Any, float]] = {}
 

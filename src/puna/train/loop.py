@@ -90,6 +90,7 @@ def train(
     first_step = restored.step if restored else 0
 
     clock = model.clock
+    clock.on_enter, clock.on_leave = heart.place.enter, heart.place.back_in
     watch = _watch(spec, attempt, first_step, model, precision, heart, events)
     meter, evaluation = watch.meter, watch.evaluation
     _tell_start(spec, attempt, world, precision, meter, events)

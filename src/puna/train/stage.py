@@ -211,6 +211,7 @@ def train_job(
         max_restarts=cfg.restart.max_restarts,
         hang_timeout_s=cfg.restart.hang_timeout_s,
         start_timeout_s=cfg.restart.start_timeout_s,
+        hang_floor_s=cfg.restart.hang_floor_s,
     )
     with TrainProgress(name, spec, bound) as shown:
         supervise(TrainJob(spec), bound, policy, history=history, on_tick=shown.update)

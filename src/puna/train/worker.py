@@ -17,6 +17,7 @@ from pathlib import Path
 from puna.core.errors import USER_ERROR_EXIT_CODE, PunaError, explain_environment_error
 from puna.core.ledger import Ledger
 from puna.core.pool import die_with_parent
+from puna.resilience.hang import write_stacks_on_signal
 from puna.resilience.heartbeat import HeartbeatWriter
 from puna.train.spec import JobSpec
 
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     folder = spec.attempt_dir(attempt)
     folder.mkdir(parents=True, exist_ok=True)
+    write_stacks_on_signal(folder, rank)
     heart = HeartbeatWriter(folder, rank, int(os.environ.get(NODE_ENV, "0")))
     heart.beat("start", 0)
     events = Ledger(spec.ledger, job=spec.job, **spec.common)

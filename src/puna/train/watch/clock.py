@@ -28,11 +28,15 @@ class StepClock:
         device: Where the work is done.
 
     Attributes:
+        on_enter: Called with the name of each part that begins.
+        on_leave: Called at the end of a part with the one that it stands in; empty for none.
         mark: Opens a mark of a profiler for a part; None without one.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.mark: Callable[[str], Any] | None = None
+        self.on_enter: Callable[[str], None] | None = None
+        self.on_leave: Callable[[str], None] | None = None
         self._marks: list[Any] = []
         self._is_gpu = device.type == "cuda"
         self._now: Callable[[], Any] = self._event if self._is_gpu else time.perf_counter
@@ -72,6 +76,8 @@ class StepClock:
         if self._open:
             self._spans.append((self._open[-1], self._since, now))
         self._open.append(name)
+        if self.on_enter is not None:
+            self.on_enter(name)
         if self.mark is not None:
             self._marks.append(self.mark(name))
         self._since = now
@@ -79,6 +85,8 @@ class StepClock:
     def _leave(self) -> None:
         now = self._now()
         self._spans.append((self._open.pop(), self._since, now))
+        if self.on_leave is not None:
+            self.on_leave(self._open[-1] if self._open else "")
         if self._marks:
             self._marks.pop().__exit__(None, None, None)
         self._since = now
