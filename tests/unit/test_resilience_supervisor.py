@@ -255,9 +255,20 @@ def test_the_same_crash_at_the_same_step_stops_after_the_second(events: Ledger):
         return FakeAttempt(1, [beat(0, 7), beat(1, 7)], [note(7, "ValueError: boom", rank=1)])
 
     job = FakeJob(crash(), crash(), good())
-    with pytest.raises(PunaError, match=r"twice at step 7: rank 1: ValueError: boom"):
+    with pytest.raises(PunaError, match=r"2 times at step 7: rank 1: ValueError: boom"):
         supervise(job, events, POLICY, history=JobHistory())
     assert job.started == [0, 1]
+
+
+def test_a_rank_may_be_killed_twice_at_a_step_but_not_three_times(events: Ledger):
+    def killed() -> FakeAttempt:
+        return FakeAttempt(None, [beat(0, 5), beat(1, 5, pid=gone_pid())])
+
+    assert supervise(FakeJob(killed(), killed(), good()), events, POLICY, history=JobHistory())
+    job = FakeJob(killed(), killed(), killed(), good())
+    with pytest.raises(PunaError, match="3 times at step 5"):
+        supervise(job, events, POLICY, history=JobHistory())
+    assert job.started == [0, 1, 2]
 
 
 def test_another_step_is_another_failure(events: Ledger):

@@ -101,8 +101,8 @@ def supervise(
         Number of attempts and the faults survived, in this call.
 
     Raises:
-        PunaError: A rank reported a user error, the same failure happened twice at the same step,
-            or ``max_restarts`` restarts brought no new step.
+        PunaError: A rank reported a user error, the same failure came again at the same step (a
+            kill: twice again), or ``max_restarts`` restarts brought no new step.
     """
     faults: list[Fault] = []
     attempt, furthest, fruitless = history.next_attempt, history.steps_done, 0
@@ -131,9 +131,11 @@ def _stop_if_hopeless(
 ) -> None:
     if fault.what == "user":
         raise PunaError(fault.message, fault.fix)
-    if any(fault.signature == known.signature for known in earlier):
+    n_times = 1 + sum(fault.signature == known.signature for known in earlier)
+    if n_times > _MOST_TIMES.get(fault.what, 1):
         raise PunaError(
-            f"the same failure happened twice at step {fault.step}: {fault.message}\n{log_tail}",
+            f"the same failure happened {n_times} times at step {fault.step}: {fault.message}\n"
+            f"{log_tail}",
             _REPEATED_FIX.get(fault.what, _REPEATED_FIX["crash"]),
         )
     if fruitless > policy.max_restarts:
@@ -143,6 +145,10 @@ def _stop_if_hopeless(
             "look for the cause in the log, or raise `max_restarts`",
         )
 
+
+_MOST_TIMES = {"killed": 2}
+"""An error that comes again at its step has its cause there. A kill says nothing of why: two in a
+row may be two bad nodes; the third at one step is most likely the memory that the step needs."""
 
 _REPEATED_FIX = {
     "killed": "most often memory runs out at this step: lower micro_batch, seq_len or nproc",

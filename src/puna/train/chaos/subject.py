@@ -55,7 +55,7 @@ class Subject:
         cfg = TrainingConfig.model_validate({
             "steps": STEPS, "seq_len": SEQ_LEN, "global_batch": ROWS, "nproc": n_ranks,
             "precision": "fp32", "checkpoint": {"every": EVERY, "memory_every": 2},
-            "restart": {"hang_timeout_s": 1.0}, **changes,
+            "restart": {"hang_floor_s": 1.0}, **changes,
         })  # fmt: skip
         write_json(
             folder / JOB_FILE, {"training": cfg.model_dump(mode="json"), "bad_step": bad_step}

@@ -1,0 +1,34 @@
+"""Scenarios of ``puna chaos`` on two ranks; the command itself runs all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from puna.cli.main import cli
+from puna.core.errors import PunaError
+from puna.train.chaos.scenarios import SCENARIOS
+from puna.train.chaos.suite import run_suite
+
+BY_NAME = {one.name: one for one in SCENARIOS}
+CHOSEN = ("kill-agent", "kill-saving", "flip-bit", "flip-snapshots", "bad-data")
+"""What no other test does to a whole run."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_survives_and_what_is_late_fails(tmp_path: Path) -> None:
+    late = replace(BY_NAME["kill-rank"], name="late", detect_s=0.0, tier="store")
+    *good, bad = run_suite([*(BY_NAME[name] for name in CHOSEN), late], tmp_path, n_ranks=2)
+    assert {one.name: one.problems for one in good if one.problems} == {}
+    assert {one.name for one in good if one.gap_s is None} == {"bad-data"}
+    assert [problem.split(" ")[0] for problem in bad.problems] == ["noticed", "went"]
+
+
+def test_an_unknown_scenario_is_named() -> None:
+    result = CliRunner().invoke(cli, ["chaos", "kill-everything"])
+    assert isinstance(result.exception, PunaError)
+    assert "kill-everything" in result.exception.message
