@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from puna.cli.main import cli
 from puna.core.errors import PunaError
 from puna.train.chaos.scenarios import SCENARIOS
+from puna.train.chaos.subject import Subject
 from puna.train.chaos.suite import run_suite
 
 BY_NAME = {one.name: one for one in SCENARIOS}
@@ -26,6 +27,31 @@ def test_a_training_survives_and_what_is_late_fails(tmp_path: Path) -> None:
     assert {one.name: one.problems for one in good if one.problems} == {}
     assert {one.name for one in good if one.gap_s is None} == {"bad-data"}
     assert [problem.split(" ")[0] for problem in bad.problems] == ["noticed", "went"]
+
+
+def losses(subject: Subject) -> list[tuple[int, float]]:
+    return [(event["step"], event["loss"]) for event in subject.events("train.step")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_that_wait_take_over(tmp_path: Path) -> None:
+    changes = {"steps": 300, "restart": {"standby_after_s": 0.0}}
+    calm, hit = (Subject(tmp_path / name, 2, **changes) for name in ("calm", "hit"))
+    calm.start()
+    assert calm.wait(100) == 0
+    hit.start()
+    try:
+        folder = hit.out / "state" / "attempt-1"
+        hit.until(lambda: len(list(folder.glob("ready-*"))) == 2)
+        ready = {int(path.read_text()) for path in folder.glob("ready-*")}
+        hit.hurt(hit.at_step(0)[1].pid)
+        assert {beat.pid for beat in hit.next_attempt(1, "step")} <= ready
+        assert hit.wait(100) == 0
+        assert hit.events("attempt.start")[-1]["attempt"] == 1
+        assert sorted(set(losses(hit))) == losses(calm)
+    finally:
+        hit.close()
 
 
 def test_an_unknown_scenario_is_named() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ class FakeJob:
     def __init__(self, *attempts: FakeAttempt):
         self.attempts = attempts
         self.started: list[int] = []
+        self.prepared: list[int] = []
+        self.is_closed = False
+
+    def prepare(self, attempt: int) -> None:
+        self.prepared.append(attempt)
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def start(self, attempt: int) -> FakeAttempt:
         self.started.append(attempt)
@@ -258,6 +267,21 @@ def test_the_same_crash_at_the_same_step_stops_after_the_second(events: Ledger):
     with pytest.raises(PunaError, match=r"2 times at step 7: rank 1: ValueError: boom"):
         supervise(job, events, POLICY, history=JobHistory())
     assert job.started == [0, 1]
+
+
+def test_the_next_attempt_is_prepared_when_steps_are_made_and_ended_when_not_needed(
+    events: Ledger,
+):
+    policy = replace(POLICY, standby_after_s=0.0)
+    hit = FakeAttempt(None, [beat(0, 5), beat(1, 5, pid=gone_pid())])
+    job = FakeJob(hit, good(step=9))
+    supervise(job, events, policy, history=JobHistory())
+    assert job.prepared[0] == 1
+    assert job.is_closed
+    idle = FakeJob(FakeAttempt(None, [beat(0, 0), beat(1, 0, pid=gone_pid())]), good())
+    supervise(idle, events, POLICY, history=JobHistory())
+    assert not idle.prepared
+    assert idle.is_closed
 
 
 def test_a_rank_may_be_killed_twice_at_a_step_but_not_three_times(events: Ledger):

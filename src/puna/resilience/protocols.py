@@ -112,3 +112,11 @@ class Job(Protocol):
     def start(self, attempt: int) -> Attempt:
         """Start an attempt (numbered from 0 over the whole life of the job)."""
         ...
+
+    def prepare(self, attempt: int) -> None:
+        """Get processes ready for an attempt that may come; again for the same one does nothing."""
+        ...
+
+    def close(self) -> None:
+        """End what was prepared and not needed."""
+        ...

@@ -40,6 +40,7 @@ class RestartPolicy:
         hang_floor_s: The same once the attempt has shown how long its steps take; at least ten
             times the longest of its recent ones. Not while a rank waits for its batch. Four times
             as much after every hang, so that a false alarm is not raised twice.
+        standby_after_s: Age of an attempt at which the next one is prepared; None for never.
         start_timeout_s: Longest silence while it starts (to the end of its first step) or saves.
         max_backoff_s: The first restart is immediate; while there is no new step the pause grows
             1, 2, 4 ... seconds up to this.
@@ -50,6 +51,7 @@ class RestartPolicy:
     start_timeout_s: float = 300.0
     max_backoff_s: float = 30.0
     hang_floor_s: float = 2.0
+    standby_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,19 @@ def supervise(
         PunaError: A rank reported a user error, the same failure came again at the same step (a
             kill: twice again), or ``max_restarts`` restarts brought no new step.
     """
+    try:
+        return _supervise(job, events, policy, history, on_tick)
+    finally:
+        job.close()
+
+
+def _supervise(
+    job: Job,
+    events: Ledger,
+    policy: RestartPolicy,
+    history: JobHistory,
+    on_tick: Callable[[], None],
+) -> Outcome:
     faults: list[Fault] = []
     attempt, furthest, fruitless = history.next_attempt, history.steps_done, 0
     down_since_s = time.monotonic() if attempt > 0 else None
@@ -206,6 +221,7 @@ class _Watch:
             self._note_recovery(beats)
             self._time_steps(beats)
             self._note_late_look()
+            self._prepare()
             if code == 0:
                 return None
             fault = self._find_fault(running, code, beats)
@@ -219,6 +235,14 @@ class _Watch:
                 return fault
             self._on_tick()
             time.sleep(POLL_S)
+
+    def _prepare(self) -> None:
+        """Have the next attempt wait, once this one makes new steps and has done so for a while."""
+        after_s = self._policy.standby_after_s
+        if after_s is None or self.furthest <= self._before:
+            return
+        if time.monotonic() - self._start_s > after_s:
+            self._job.prepare(self._attempt + 1)
 
     def _find_fault(
         self, running: Attempt, code: int | None, beats: list[Heartbeat]

@@ -54,6 +54,11 @@ class RestartConfig(Config):
     """Longest silence of a rank inside a step once the job has shown how long its steps take; ten
     times the longest of the last 64 steps when that is more. Four times as much after each hang, so
     that a false alarm is not raised twice."""
+    standby: bool = True
+    """Have processes with all imports done wait for a restart, on one node. Each takes the memory
+    of an idle process, about 0.5 GB."""
+    standby_after_s: float = Field(default=60.0, ge=0)
+    """Seconds after which they are started: a short run does not pay for them."""
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Longest silence of a rank while it starts (to the end of its first step) or saves."""
 

@@ -24,7 +24,8 @@ from puna.train.launch_config import LaunchConfig
 from puna.train.nodes import NODES_DIR, Call, Leader, NodeState, endpoint
 from puna.train.parallel.threads import thread_env
 from puna.train.spec import JobSpec
-from puna.train.worker import NODE_ENV, PARENT_ENV
+from puna.train.standby import GO_FILE
+from puna.train.worker import NODE_ENV, PARENT_ENV, STANDBY_ENV
 
 LOG_FILE = "log.txt"
 STACKS_DIR = "stacks"
@@ -52,6 +53,7 @@ class TrainJob:
         self._spec = spec
         self._path = spec.write()
         self._leader: Leader | None = None
+        self._standby: tuple[int, subprocess.Popen[bytes]] | None = None
         if spec.training.launch.nodes > 1:
             endpoint(spec.training.launch)
             self._leader = Leader.of(nodes_folder(spec))
@@ -61,13 +63,33 @@ class TrainJob:
         """Number of ranks that an attempt has."""
         return self._spec.training.nproc
 
+    def prepare(self, attempt: int) -> None:
+        """Start processes that get ready for an attempt and wait; on one node only."""
+        if self._leader is None and self._standby is None:
+            self._new_folder(attempt)
+            process = start_ranks(self._spec, self._path, attempt, is_standby=True)
+            self._standby = attempt, process
+
+    def close(self) -> None:
+        """End what waits."""
+        if self._standby is not None:
+            _, process = self._standby
+            self._standby = None
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def start(self, attempt: int) -> TrainAttempt:
-        """Start the processes of an attempt."""
-        folder = self._spec.attempt_dir(attempt)
-        remove_tree(folder)
-        folder.mkdir(parents=True)
-        run = self._spec.ledger.parent if self._spec.ledger else self._spec.out
-        kept = run / STACKS_DIR / f"{self._spec.job}-attempt-{attempt}"
+        """Start the processes of an attempt, or tell those that wait for it."""
+        folder, kept = self._spec.attempt_dir(attempt), self._stacks_folder(attempt)
+        if self._standby is not None:
+            number, process = self._standby
+            if number == attempt and process.poll() is None:
+                self._standby = None
+                (folder / GO_FILE).touch()
+                return TrainAttempt(process, folder, kept)
+            self.close()
+        self._new_folder(attempt)
         if self._leader is None:
             return TrainAttempt(start_ranks(self._spec, self._path, attempt), folder, kept)
         launch = self._spec.training.launch
@@ -77,13 +99,24 @@ class TrainJob:
         process = start_ranks(self._spec, self._path, attempt)
         return ManyNodesAttempt(process, folder, kept, self._leader, call, launch.node_timeout_s)
 
+    def _stacks_folder(self, attempt: int) -> Path:
+        run = self._spec.ledger.parent if self._spec.ledger else self._spec.out
+        return run / STACKS_DIR / f"{self._spec.job}-attempt-{attempt}"
+
+    def _new_folder(self, attempt: int) -> None:
+        folder = self._spec.attempt_dir(attempt)
+        remove_tree(folder)
+        folder.mkdir(parents=True)
+
 
 def nodes_folder(spec: JobSpec) -> Path:
     """Where the nodes of a job agree: beside the ledger, which is the run's folder."""
     return (spec.ledger.parent if spec.ledger else spec.out) / NODES_DIR
 
 
-def start_ranks(spec: JobSpec, path: Path, attempt: int, node: int = 0) -> subprocess.Popen[bytes]:
+def start_ranks(
+    spec: JobSpec, path: Path, attempt: int, node: int = 0, *, is_standby: bool = False
+) -> subprocess.Popen[bytes]:
     """Start the ranks of this node.
 
     Args:
@@ -91,6 +124,7 @@ def start_ranks(spec: JobSpec, path: Path, attempt: int, node: int = 0) -> subpr
         path: Its file.
         attempt: Number of the attempt; its folder exists.
         node: Number of this node.
+        is_standby: They get ready and wait.
     """
     folder, launch = spec.attempt_dir(attempt), spec.training.launch
     per_node = spec.training.nproc // launch.nodes
@@ -106,6 +140,8 @@ def start_ranks(spec: JobSpec, path: Path, attempt: int, node: int = 0) -> subpr
             "--rdzv-backend=c10d", f"--rdzv-id={spec.job}.{attempt}", "--monitor-interval=0.1",
             f"--log-dir={folder}", *_meeting(launch, node, env), "-m", *worker,
         ]  # fmt: skip
+    if is_standby:
+        env[STANDBY_ENV] = "1"
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
         env.pop(name, None)  # of a torchrun around us
     with (folder / (log_name(node))).open("wb") as log:

@@ -212,6 +212,7 @@ def train_job(
         hang_timeout_s=cfg.restart.hang_timeout_s,
         start_timeout_s=cfg.restart.start_timeout_s,
         hang_floor_s=cfg.restart.hang_floor_s,
+        standby_after_s=cfg.restart.standby_after_s if cfg.restart.standby else None,
     )
     with TrainProgress(name, spec, bound) as shown:
         supervise(TrainJob(spec), bound, policy, history=history, on_tick=shown.update)

@@ -25,6 +25,8 @@ PARENT_ENV = "PUNA_PARENT_PID"
 """Process id that a worker must not outlive; the agent sets its own for its workers."""
 NODE_ENV = "PUNA_NODE"
 """Number of the machine that a worker runs on, set by whoever starts it."""
+STANDBY_ENV = "PUNA_STANDBY"
+"""Set for a worker that gets ready and waits; see :mod:`puna.train.standby`."""
 LOST_PEER_EXIT_CODE = 3
 
 
@@ -37,6 +39,11 @@ def main(argv: list[str]) -> int:
     folder = spec.attempt_dir(attempt)
     folder.mkdir(parents=True, exist_ok=True)
     write_stacks_on_signal(folder, rank)
+    if STANDBY_ENV in os.environ:
+        from puna.train.standby import get_ready, wait_for_go
+
+        get_ready(spec)
+        wait_for_go(folder, rank)
     heart = HeartbeatWriter(folder, rank, int(os.environ.get(NODE_ENV, "0")))
     heart.beat("start", 0)
     events = Ledger(spec.ledger, job=spec.job, **spec.common)

@@ -102,11 +102,11 @@ class Subject:
         return list(read_events(self.folder / LEDGER_FILE, *kinds))
 
     def beats(self) -> list[Heartbeat]:
-        """Return the heartbeats of the newest attempt."""
-        attempts = sorted(
-            (self.out / STATE_DIR).glob("attempt-*"), key=lambda p: int(p.name.rpartition("-")[2])
-        )
-        return read_heartbeats(attempts[-1]) if attempts else []
+        """Return the heartbeats of the newest attempt that was begun."""
+        begun = self.events("attempt.start")
+        if not begun:
+            return []
+        return read_heartbeats(self.out / STATE_DIR / f"attempt-{begun[-1]['attempt']}")
 
     def until(self, holds: Callable[[], Any], timeout_s: float = 60.0) -> Any:
         """Wait until something holds, and return it.
