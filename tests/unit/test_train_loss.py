@@ -94,3 +94,18 @@ def test_no_gradients_are_computed_when_none_are_wanted():
         loss = cross_entropy_sum(hidden, weight, labels)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(plain(hidden, weight, labels).item(), rel=1e-6)
+
+
+def test_going_back_twice_scales_once():
+    """As schedules do that compute the gradients of inputs and of weights apart."""
+    hidden_BTD = torch.randn(2, 5, 8, requires_grad=True)
+    weight_VD = torch.randn(11, 8, requires_grad=True)
+    labels_BT = torch.randint(0, 11, (2, 5))
+    loss = cross_entropy_sum(hidden_BTD, weight_VD, labels_BT) / 7
+    (inputs,) = torch.autograd.grad(loss, [hidden_BTD], retain_graph=True)
+    again, weights = torch.autograd.grad(loss, [hidden_BTD, weight_VD])
+    assert torch.equal(inputs, again)
+    plain = F.cross_entropy(
+        (hidden_BTD @ weight_VD.T).flatten(0, 1), labels_BT.flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(weights, torch.autograd.grad(plain / 7, [weight_VD])[0])

@@ -119,18 +119,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight_VD.addmm_(grad_nV.T, hidden_nD)
             else:
                 _add_product(grad_weight_VD, grad_nV, hidden_nD)
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.save_for_backward(grad_hidden_ND)
+        # Not saved: autograd would not let it be scaled in place.
+        ctx.grad_weight_VD, ctx.scale = grad_weight_VD, torch.ones_like(loss)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(nats_N)
         return loss, nats_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        # In place: a scaled copy of the head's gradient is as large as the head. Autograd notices
-        # when somebody goes back twice, for these are no longer the tensors that were saved.
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        grad_hidden_ND.mul_(grads[0])
-        return grad_hidden_ND, grad_weight_VD.mul_(grads[0]).to(ctx.weight_dtype), *[None] * 6
+        # In place: a scaled copy of the head's gradient is as large as the head. Schedules that
+        # compute gradients of inputs and of weights apart come here twice with the same scale.
+        (grad_hidden_ND,) = ctx.saved_tensors
+        factor = torch.where(grads[0] == ctx.scale, 1.0, grads[0] / ctx.scale)
+        ctx.scale = grads[0]
+        # Detached: nobody else has this tensor, so that autograd takes it without a copy.
+        grad_weight_VD = ctx.grad_weight_VD.mul_(factor).detach()
+        return grad_hidden_ND * grads[0], grad_weight_VD.to(ctx.weight_dtype), *[None] * 6
 
 
 def _add_product(sum_VD: Tensor, grad_nV: Tensor, hidden_nD: Tensor) -> None:
