@@ -16,6 +16,7 @@ from tests.docs.markdown import blocks_of, run_page
 
 HOWTOS = sorted((ROOT / "docs/howto").glob("*.md"))
 SHOWN_ONLY = {
+    "checkpoints",  # needs machines and stores to lose
     "deduplicate-by-meaning",  # needs the weights of an encoder
     "parallelism",  # needs many processes
     "train-at-scale",  # needs many machines
