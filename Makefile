@@ -7,7 +7,7 @@ STAMPS := $(VENV)/.stamps
 SOURCES := pyproject.toml constraints.txt tests/peers.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint docs bench clean
+.PHONY: help demo test test-slow test-exhaustive lint docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -44,7 +44,10 @@ test: $(STAMPS)/test  ## the tests (without those marked slow)
 	@$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(STAMPS)/test  ## the slow tests: kills spread over the whole main job
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "slow and not exhaustive"
+
+test-exhaustive: $(STAMPS)/test  ## every layout and fault that the slow tests take a sample of (half an hour)
+	@$(BIN)/python -m pytest -m exhaustive
 
 lint: $(STAMPS)/test  ## style, types, import contract
 	@$(BIN)/ruff check .

@@ -162,7 +162,14 @@ TIED: dict[int, list[tuple[dict, int]]] = {
 
 
 @pytest.mark.parametrize(
-    ("tied", "n_ranks"), [(False, 2), (False, 4), (False, 8), (True, 2), (True, 4)]
+    ("tied", "n_ranks"),
+    [
+        (False, 4),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in ((False, 2), (False, 8), (True, 2), (True, 4))
+        ),
+    ],
 )
 def test_every_layout_is_one_process(alone, tmp_path, tied, n_ranks):
     layouts = TIED[n_ranks] if tied else LAYOUTS[n_ranks]
@@ -188,7 +195,7 @@ BF16 = {
 }
 
 
-@pytest.mark.parametrize("n_ranks", [2, 4])
+@pytest.mark.parametrize("n_ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_every_layout_is_one_process_in_bf16(alone, tmp_path, n_ranks):
     """As near as roundings to 8 bits allow: a hundredth of what 20 steps change."""
     specs = [

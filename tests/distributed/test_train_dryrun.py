@@ -84,7 +84,10 @@ JOBS: dict[int, list[tuple[int, dict, dict]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("n_ranks", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n_ranks",
+    [2, *(pytest.param(n, marks=[pytest.mark.slow, pytest.mark.exhaustive]) for n in (4, 8))],
+)
 def test_dry_run_predicts_what_real_ranks_do(n_ranks):
     for tied in (False, True) if n_ranks == 2 else (False,):
         model = MODEL.model_copy(update={"tie_embeddings": tied})

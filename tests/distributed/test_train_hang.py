@@ -31,8 +31,12 @@ def unbroken(tmp_path_factory, source_module) -> Path:  # noqa: F811
     ("what", "words"),
     [
         ("hang", "rank 1 is stopped by a signal"),
-        ("loop", "rank 1 is between two parts of its step"),
-        ("wait", "rank 1 is between two parts of its step"),
+        *(
+            pytest.param(
+                what, "rank 1 is between two parts of its step", marks=pytest.mark.exhaustive
+            )
+            for what in ("loop", "wait")
+        ),
     ],
 )
 def test_a_hung_rank_is_named_by_default_settings_and_changes_nothing(

@@ -76,7 +76,9 @@ def alone(tmp_path_factory) -> JobSpec:
     return spec
 
 
-@pytest.mark.parametrize("n_ranks", [2, 4, 8])
+@pytest.mark.parametrize(
+    "n_ranks", [2, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (4, 8))]
+)
 def test_muon_in_every_layout_is_muon_on_one_process(alone, tmp_path, n_ranks):
     specs = [
         job(tmp_path / str(i), n_ranks, parallel, micro, optim=MUON)

@@ -218,11 +218,11 @@ def clean(tmp_path_factory):
     ("n_ranks", "values"),
     [
         (2, {}),
-        (3, {"micro_batch": 2}),
-        (2, {"precision": "bf16"}),
-        (2, {"parallel": ParallelConfig()}),
+        pytest.param(3, {"micro_batch": 2}, marks=pytest.mark.exhaustive),
+        pytest.param(2, {"precision": "bf16"}, marks=pytest.mark.exhaustive),
+        pytest.param(2, {"parallel": ParallelConfig()}, marks=pytest.mark.exhaustive),
         (2, {"parallel": ParallelConfig(reshard_after_forward=True), "precision": "bf16"}),
-        (4, {"parallel": ParallelConfig(replicate=2)}),
+        pytest.param(4, {"parallel": ParallelConfig(replicate=2)}, marks=pytest.mark.exhaustive),
     ],
     ids=["replicas", "micro-batches", "bf16", "shards", "resharded", "hybrid"],
 )
@@ -233,7 +233,7 @@ def test_checks_change_no_bit_and_raise_no_alarm(tmp_path, n_ranks, values):
     assert_same(with_checks, without)
 
 
-@pytest.mark.parametrize("n_ranks", [2, 3])
+@pytest.mark.parametrize("n_ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(("damage", "where"), [
     ("weight", "at rest"), ("summed", "gradient"), ("data", "replay"),
 ])  # fmt: skip

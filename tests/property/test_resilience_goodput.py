@@ -75,7 +75,8 @@ def test_a_run_with_a_fault_is_told_apart():
     )
     found = job_goodput(events)
     assert found.buckets == {
-        "productive": 8.0, "recomputed": 3.0, "checkpoint": 0.25, "detection": 0.125,
+        "productive": 8.0, "recomputed": 3.0, "checkpoint": 0.25, "data": 0.0,
+        "evaluation": 0.0, "detection": 0.125,
         "restart_init": 7.0, "other": 0.5, "stopped": 0.0,
     }  # fmt: skip
     assert (found.n_steps, found.n_recomputed, found.n_attempts) == (4, 1, 2)

@@ -57,6 +57,12 @@ class InThisProcess:
               HeartbeatWriter(self.folder, 0), events)  # fmt: skip
         return self
 
+    def prepare(self, attempt: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def poll(self) -> int:
         return 0
 

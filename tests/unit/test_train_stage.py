@@ -77,6 +77,12 @@ class InThisProcess:
         train(self.spec, attempt, world, HeartbeatWriter(self.folder, 0), events)
         return self
 
+    def prepare(self, attempt: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def poll(self):
         return 0
 

@@ -18,21 +18,17 @@ from puna.core.ledger import Ledger
 from puna.model.accounting import FLOPS_CONVENTION, account
 from puna.resilience.faults import FaultInjector, PlannedFault
 from puna.resilience.heartbeat import HeartbeatWriter
-from puna.train.average import WeightAverage
-from puna.train.checkpoint.durable import DurableStore
-from puna.train.checkpoint.store import CheckpointStore
-from puna.train.checkpoint.tiers import CheckpointTiers
 from puna.train.export import export_model
 from puna.train.feed import BatchFeed
-from puna.train.initial import starting_tensors
 from puna.train.log_config import LogConfig
 from puna.train.metrics import StepCost, StepMeter, peak_flops
-from puna.train.optim import make_optimizer, restore_copies, set_lr, state_tensors
+from puna.train.optim import set_lr
 from puna.train.parallel.model import ParallelModel
 from puna.train.parallel.world import World
-from puna.train.precision import Precision, decide_precision
+from puna.train.precision import Precision
 from puna.train.schedule import lr_factor
-from puna.train.spec import CHECKPOINTS_DIR, JobSpec
+from puna.train.spec import JobSpec
+from puna.train.state import restore_state
 from puna.train.watch.heldout import HeldOutEvaluation
 from puna.train.watch.profile import StepProfile
 from puna.train.watch.sdc import SdcWatch
@@ -59,48 +55,17 @@ def train(
     source = spec.source.open()
     if source.n_rows != cfg.global_batch:
         raise ValueError(f"the source has {source.n_rows} rows, not {cfg.global_batch}")
-    store = CheckpointStore(
-        spec.out / CHECKPOINTS_DIR, world, identity=spec.identity(), keep=cfg.checkpoint.keep,
-        must_save=cfg.checkpoint.on_failure == "stop", events=events,
-        group=world.background_group() if cfg.checkpoint.in_background else None,
-        durable=_durable(spec, events),
-    )  # fmt: skip
-    precision = decide_precision(cfg.precision, world.device, store.earlier_dtype())
-    micro_batch = cfg.micro_batch or cfg.rank_batch
-    model = ParallelModel(
-        spec.model, cfg.seq_len, micro_batch, cfg.rank_batch // micro_batch, world, cfg.parallel,
-        precision, z_loss=cfg.z_loss, memory=cfg.memory, float8=cfg.float8,
-    )  # fmt: skip
-    optimizer = make_optimizer(cfg.optim, model, world, precision.dtype)
-    average = WeightAverage(cfg.average, model, cfg.n_steps)
-    tensors = {**state_tensors(model, optimizer), **average.tensors}
-    tiers = CheckpointTiers(
-        cfg.checkpoint, store, spec.memory_dir, spec.identity(), tensors, world, events, attempt
-    )
-    restored = tiers.restore()
-    if restored is None:
-        if spec.weights is None:
-            model.fill_random(cfg.seed)
-        else:
-            model.fill(starting_tensors(spec))
-        for value in (v for state in optimizer.state.values() for v in state.values()):
-            value.zero_()
-        average.reset()
-    restore_copies(model, optimizer)
-    first_step = restored.step if restored else 0
+    state = restore_state(spec, attempt, world, events)
+    model, optimizer, precision = state.model, state.optimizer, state.precision
+    first_step, tiers = state.first_step, state.tiers
 
     clock = model.clock
     clock.on_enter, clock.on_leave = heart.place.enter, heart.place.back_in
     watch = _watch(spec, attempt, first_step, model, precision, heart, events)
     meter, evaluation = watch.meter, watch.evaluation
     _tell_start(spec, attempt, world, precision, meter, events)
-    if world.rank == 0 and (restored or attempt > 0):
-        events.emit(
-            "train.restore", attempt=attempt, step=first_step, whole=restored is not None,
-            tier=restored.tier if restored else None,
-        )  # fmt: skip
     injector = _fault_injector(spec, world, events)
-    sdc = SdcWatch(spec, model, tensors, events, first_step)
+    sdc = SdcWatch(spec, model, state.tensors, events, first_step)
 
     with (
         BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed,
@@ -124,7 +89,7 @@ def train(
                 set_lr(optimizer, lr)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                average.update(step)
+                state.average.update(step)
                 sdc.after_update(step)
             meter.end(
                 step, model.report, seq_len=batch.tokens_BT.shape[1],
@@ -145,18 +110,9 @@ def train(
                 with clock.part("checkpoint"):
                     tiers.after_step(done, precision.name, final=final)
     heart.beat("save", cfg.n_steps)
-    export_model(spec, store, world)
-    store.finish_uploads(lambda: heart.beat("save", cfg.n_steps))
+    export_model(spec, state.store, world)
+    state.store.finish_uploads(lambda: heart.beat("save", cfg.n_steps))
     heart.beat("done", cfg.n_steps)
-
-
-def _durable(spec: JobSpec, events: Ledger) -> DurableStore | None:
-    cfg = spec.training.checkpoint
-    if not cfg.store:
-        return None
-    return DurableStore(
-        cfg.store, cfg.store_options, identity=spec.identity(), keep=cfg.store_keep, events=events
-    )
 
 
 @dataclass(frozen=True)
