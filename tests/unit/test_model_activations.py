@@ -119,7 +119,8 @@ def test_the_head_keeps_what_the_estimate_says(dtype):
             model.norm(h_BTC), model.output_weight, labels_BT, dtype=getattr(torch, dtype)
         )
     shape = Shape(B * n_tokens, dtype, casts_weights=True)
-    assert head_bytes(PLAIN, shape) == pytest.approx(kept.n_bytes, rel=0.05)
+    gradient = 4 * model.output_weight.numel()  # scaled in place, so kept apart from autograd
+    assert head_bytes(PLAIN, shape) == pytest.approx(kept.n_bytes + gradient, rel=0.05)
 
 
 def test_no_more_layers_are_recomputed_than_the_budget_asks_for():
