@@ -8,10 +8,11 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+import torch.distributed as dist
 
 _TIMEOUT_S = 900.0
 
@@ -29,12 +30,14 @@ def run_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> list[An
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed.pipelining"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # The store is served here: a port that was free and is given away by number may be taken by the
+    # ranks of another test meanwhile, which then meet these.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ends = [context.Pipe(duplex=False) for _ in range(n_ranks)]
     ranks = [
-        context.Process(target=_rank, args=(rank, n_ranks, port, end, function, args), daemon=True)
+        context.Process(
+            target=_rank, args=(rank, n_ranks, store.port, end, function, args), daemon=True
+        )
         for rank, (_, end) in enumerate(ends)
     ]
     for rank in ranks:
@@ -59,9 +62,9 @@ def _rank(
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
         RANK=str(rank), WORLD_SIZE=str(n_ranks), OMP_NUM_THREADS="1",
+        TORCHELASTIC_USE_AGENT_STORE="True",  # of the parent
     )  # fmt: skip
     import torch
-    import torch.distributed as dist
 
     torch.set_num_threads(1)
     # Bytes, and not what torch makes of a tensor in a pipe: a handle to this process.
