@@ -195,7 +195,8 @@ BF16 = {
 }
 
 
-@pytest.mark.parametrize("n_ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("n_ranks", [2, 4])
+@pytest.mark.exhaustive
 def test_every_layout_is_one_process_in_bf16(alone, tmp_path, n_ranks):
     """As near as roundings to 8 bits allow: a hundredth of what 20 steps change."""
     specs = [

@@ -98,6 +98,7 @@ RECOMPUTED = [
 ]  # fmt: skip
 
 
+@pytest.mark.exhaustive
 def test_layers_that_are_computed_again_change_nothing(alone, tmp_path):
     specs = [
         job(tmp_path / str(i), 2, parallel, micro, optim=MUON, memory=memory)
@@ -108,6 +109,7 @@ def test_layers_that_are_computed_again_change_nothing(alone, tmp_path):
         assert_same(spec, alone)
 
 
+@pytest.mark.exhaustive
 def test_the_average_is_the_same_in_every_layout(tmp_path):
     values = {"average": LastConfig(steps=3), "tied": True}
     expected = job(tmp_path / "alone", 1, {}, layouts.N_ROWS, **values)
@@ -164,6 +166,7 @@ def ramped(folder: Path, n_ranks: int, parallel: dict, micro: int, stop: int = N
     return replace(spec, source=source)
 
 
+@pytest.mark.exhaustive
 def test_a_growing_batch_is_the_same_in_every_layout_and_after_breaks(tmp_path):
     expected = ramped(tmp_path / "alone", 1, {}, 0)
     assert [step.n_rows for step in map(expected.training.ramp.at, range(4))] == [4, 4, 4, 8]

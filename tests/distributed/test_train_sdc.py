@@ -252,6 +252,7 @@ def test_three_replicas_overrule_a_wrong_update(tmp_path, clean):
     assert_same(states, clean[3])
 
 
+@pytest.mark.exhaustive
 def test_two_replicas_end_the_attempt_after_a_wrong_update(tmp_path):
     ends, _, found = train(tmp_path / "run", 2, "update")
     assert all("differs between replicas 0, 1 after step 2" in end for end in ends)
@@ -259,6 +260,7 @@ def test_two_replicas_end_the_attempt_after_a_wrong_update(tmp_path):
     assert set(found[0]["roots"]) == {"0", "1"}
 
 
+@pytest.mark.exhaustive
 def test_shards_without_a_replica_end_the_attempt(tmp_path):
     ends, _, found = train(
         tmp_path / "run", 2, "weight", SdcConfig(state=True), parallel=ParallelConfig()
