@@ -25,7 +25,7 @@ from puna.train.spec import CHECKPOINTS_DIR, STATE_DIR, JobSpec
 from puna.train.spec import JOB_FILE as SPEC_FILE
 
 STEPS, EVERY = 24, 4
-_POLL_S = 0.001
+_POLL_S = 0.005
 
 
 class MissedError(Exception):
