@@ -34,6 +34,7 @@ def losses(subject: Subject) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 def test_processes_that_wait_take_over(tmp_path: Path) -> None:
     changes = {"steps": 300, "restart": {"standby_after_s": 0.0}}
