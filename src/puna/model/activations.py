@@ -10,9 +10,9 @@ width of all keys, F feed-forward width, N heads)::
 
 A norm keeps its input and the normalised input, and the matrices after it keep what they multiply:
 3 C in float32. Mixed precision keeps the input in float32, in bfloat16 the normalised input, and
-the input of the matrices once; or once per matrix where weights are float32
-and cast for each product (one process; sharded parameters arrive as bfloat16). These casts of the
-weights are kept, too.
+the input of the matrices once; or once per matrix where weights are float32 and cast for each
+product (one process; sharded parameters arrive as bfloat16). These casts of the weights are kept,
+too.
 
 With tensor parallel the tokens of norms and residual stream are shared, and the columns of all that
 is inside attention and feed-forward; with context parallel each rank has its own tokens, and the

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from puna.tokens.loader import NO_LABEL
 from puna.train.fused.functions import is_fused, softmax_loss
-from puna.train.parallel.threads import LARGE_BYTES, give_back_memory
+from puna.train.parallel.threads import give_back_memory, is_large
 
 _CHUNK_ELEMENTS = 1 << 23  # logits per chunk: 32 MB in fp32
 _PRODUCT_ELEMENTS = 1 << 22  # of the head's gradient at once
@@ -89,7 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = any(ctx.needs_input_grad)
-        if needs_grad and weight_VD.is_cpu and 4 * weight_VD.numel() >= LARGE_BYTES:
+        if needs_grad and weight_VD.is_cpu and is_large(weight_VD.numel()):
             give_back_memory()  # the pieces to come are too large for what the layers left free
         head_VD = weight_VD.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)

@@ -28,7 +28,6 @@ class ReplayCheck:
     Args:
         every: Steps between two comparisons.
         peers: The ranks.
-        owners: Rank that stands for each data-parallel share; they exchange micro-batches.
         compute: Computes a micro-batch.
         events: Ledger; rank 0 writes.
         self_test: Known-answer tests of this rank; returns the names of those that failed.

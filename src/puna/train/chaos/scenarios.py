@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from puna.train.chaos.subject import EVERY, Subject
 from puna.train.checkpoint.manifest import MANIFEST_FILE
@@ -31,7 +31,6 @@ class Scenario:
         ends: ``same``: like the run without a fault. ``stopped``: with one message, after two
             attempts.
         bad_step: Step whose data are broken.
-        changes: Of the configuration.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Scenario:
     tier: str | None = None
     ends: Literal["same", "stopped"] = "same"
     bad_step: int = -1
-    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _kill_rank(subject: Subject) -> None:
@@ -60,17 +58,13 @@ def _kill_agent(subject: Subject) -> None:
 
 def _kill_supervisor(subject: Subject) -> None:
     subject.at_step(_LATE)
-    subject.hurt(subject.process.pid)
-    subject.process.wait()
-    subject.until_gone()
+    subject.end()
     subject.start()
 
 
 def _preempt(subject: Subject) -> None:
     subject.at_step(_LATE)
-    subject.hurt(subject.process.pid, signal.SIGTERM)
-    subject.process.wait()
-    subject.until_gone()
+    subject.end(signal.SIGTERM)
     subject.start()
 
 
@@ -116,9 +110,9 @@ def _damage(change: Callable[[Path], None]) -> Callable[[Subject], None]:
     return inject
 
 
-def _flip_bit(path: Path, share: float = 0.75) -> None:
+def _flip_bit(path: Path) -> None:
     with path.open("r+b") as file:
-        at = int(path.stat().st_size * share)
+        at = path.stat().st_size * 3 // 4
         file.seek(at)
         byte = file.read(1)[0]
         file.seek(at)
@@ -153,9 +147,7 @@ def _swap(checkpoint: Path) -> None:
 
 def _flip_snapshots(subject: Subject) -> None:
     subject.at_step(_LATE)
-    subject.hurt(subject.process.pid)
-    subject.process.wait()
-    subject.until_gone()
+    subject.end()
     memory = JobSpec.read(subject.out / STATE_DIR / SPEC_FILE).memory_dir
     assert memory is not None
     for path in memory.rglob("*"):

@@ -149,11 +149,15 @@ class Subject:
         with contextlib.suppress(ProcessLookupError):  # it ended in this very moment
             os.kill(pid, number)
 
-    def go_down(self) -> None:
-        """Lose the machine: all processes at once, and what is in memory."""
-        self.hurt(self.process.pid)
+    def end(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the supervisor and wait until it and its ranks are gone."""
+        self.hurt(self.process.pid, number)
         self.process.wait()
         self.until_gone()
+
+    def go_down(self) -> None:
+        """Lose the machine: all processes at once, and what is in memory."""
+        self.end()
         self.close()
 
     def until_gone(self, timeout_s: float = 20.0) -> None:

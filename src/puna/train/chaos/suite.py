@@ -95,9 +95,7 @@ def _run(
     start_s = time.monotonic()
     verdict = Verdict(scenario.name, scenario.fault, scenario.expected)
     for number in range(_TRIES):
-        subject = Subject(
-            folder / scenario.name, n_ranks, scenario.bad_step, seed + number, **scenario.changes
-        )
+        subject = Subject(folder / scenario.name, n_ranks, scenario.bad_step, seed + number)
         subject.start()
         try:
             scenario.inject(subject)

@@ -181,7 +181,7 @@ class ParallelModel:
         for parameter, grad in kept:
             parameter.grad = grad
 
-    def _parts(self, batch: TensorBatch) -> tuple[Tensor, ...]:
+    def _parts(self, batch: TensorBatch) -> Parts:
         tokens_BT, positions_BT, labels_BT = map(
             self._share.take, (batch.tokens_BT, batch.positions_BT, batch.labels_BT)
         )
@@ -234,10 +234,7 @@ class ParallelModel:
         def parts() -> Iterator[Parts]:
             for batch in batches:
                 beat()
-                tokens, positions, labels = map(
-                    self._share.take, (batch.tokens_BT, batch.positions_BT, batch.labels_BT)
-                )
-                yield tokens, positions, batch.doc_ids_BT, labels, batch.source_B
+                yield self._parts(batch)
 
         hidden_shape = (n_rows, seq_len // (layout.cp * layout.tp), self.config.dim)
         forward_only(self.stages, self._plan, self.world, parts(), hidden_shape, self._dtype)

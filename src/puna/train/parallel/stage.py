@@ -38,7 +38,7 @@ from puna.train.loss import cross_entropy_sum, tokens_per_chunk
 from puna.train.parallel.context import ContextPlan, ContextShare
 from puna.train.parallel.layout import CP, TP, StagePlan
 from puna.train.parallel.tensor import share_block, share_ends
-from puna.train.parallel.threads import LARGE_BYTES, give_back_memory
+from puna.train.parallel.threads import give_back_memory, is_large
 from puna.train.parallel.world import World
 from puna.train.precision import Precision
 from puna.train.recompute import recompute
@@ -131,8 +131,7 @@ class Stage(nn.Module):
 
     def _embed(self, ids_BT: Tensor) -> Tensor:
         h_BTC = self.tok_embeddings(ids_BT).to(self._precision.dtype)
-        weight_VC = self.tok_embeddings.weight
-        if h_BTC.requires_grad and h_BTC.is_cpu and 4 * weight_VC.numel() >= LARGE_BYTES:
+        if h_BTC.requires_grad and h_BTC.is_cpu and is_large(self.tok_embeddings.weight.numel()):
             # Next is the gradient of the embedding, a piece of its own, when all that the layers
             # needed is free and kept: at this moment the process is at its largest.
             h_BTC.register_hook(lambda _: give_back_memory())

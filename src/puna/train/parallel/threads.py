@@ -10,6 +10,11 @@ LARGE_BYTES = 1 << 27
 """Pieces of this size and more are the system's again once they are freed."""
 
 
+def is_large(n_floats: int) -> bool:
+    """Tell whether so many float32 are a piece of at least :data:`LARGE_BYTES`."""
+    return 4 * n_floats >= LARGE_BYTES
+
+
 def threads_per_rank(n_ranks: int) -> int:
     """Threads of a rank: the usable cores of a machine divided among its ranks."""
     return max(1, usable_cores() // n_ranks)
