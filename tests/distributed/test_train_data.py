@@ -11,7 +11,7 @@ from puna.core.errors import PunaError
 from puna.core.fsio import hash_file
 from puna.core.ledger import LEDGER_FILE, Ledger, read_events
 from puna.model.config import LlamaConfig
-from puna.resilience.supervisor import process_alive
+from puna.resilience.processes import process_alive
 from puna.tokens.curriculum import Curriculum, Phase
 from puna.tokens.loader import PackedLoader
 from puna.tokens.remote import Cache

@@ -23,7 +23,7 @@ from puna.core.fsio import hash_file
 from puna.core.ledger import LEDGER_FILE, Ledger, read_events
 from puna.model.config import LlamaConfig
 from puna.resilience.heartbeat import HeartbeatWriter
-from puna.resilience.supervisor import process_alive
+from puna.resilience.processes import process_alive
 from puna.train.config import (
     AdamWConfig,
     CheckpointConfig,

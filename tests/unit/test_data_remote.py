@@ -26,6 +26,7 @@ from puna.data.sources import remote as remote_module
 from puna.data.sources.files import FilesConfig
 from puna.data.sources.hf_dataset import HfDatasetConfig
 from puna.data.sources.remote import open_remote
+from tests.object_store import serve_s3
 
 KNOWN = importlib.import_module("fsspec.registry")._registry
 LINES = b"".join(json.dumps({"text": f"document {i} " + "x" * 90}).encode() + b"\n"
@@ -216,20 +217,8 @@ def test_places_in_a_remote_file(web):
 
 @pytest.fixture(scope="module")
 def bucket():
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
-             "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        options = {"endpoint_url": f"http://{host}:{port}"}
-        fs = fsspec.filesystem("s3", **options)
-        fs.mkdir("crawl")
-        yield fs, options
-    server.stop()
+    with serve_s3("crawl") as options:
+        yield fsspec.filesystem("s3", **options), options
 
 
 def test_a_bucket_is_listed_and_read_the_same_for_any_number_of_workers(bucket, tmp_path):

@@ -13,10 +13,10 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.core.ledger import LEDGER_FILE, Ledger, read_events
-from puna.resilience import supervisor
 from puna.resilience.faults import FaultInjector, PlannedFault, was_injected
 from puna.resilience.heartbeat import HeartbeatWriter, read_failures, read_heartbeats
 from puna.resilience.history import JobHistory, read_history
+from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Failure, Heartbeat, Phase, Place
 from puna.resilience.supervisor import RestartPolicy, supervise
 
@@ -375,8 +375,8 @@ def test_a_fault_is_injected_once_in_the_life_of_a_job(events: Ledger, monkeypat
 def test_a_zombie_does_not_count_as_alive():
     process = subprocess.Popen([sys.executable, "-c", ""])
     deadline_s = time.monotonic() + 30
-    while supervisor.process_alive(process.pid) and time.monotonic() < deadline_s:
+    while process_alive(process.pid) and time.monotonic() < deadline_s:
         time.sleep(0.01)
-    assert not supervisor.process_alive(process.pid)
+    assert not process_alive(process.pid)
     process.wait()
-    assert supervisor.process_alive(os.getpid())
+    assert process_alive(os.getpid())

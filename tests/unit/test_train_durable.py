@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 
-import fsspec
 import pytest
 import torch
 
@@ -20,25 +19,16 @@ from puna.train.checkpoint.store import CheckpointStore
 from puna.train.checkpoint.tiers import CheckpointTiers
 from puna.train.checkpoint_config import CheckpointConfig
 from puna.train.parallel.world import World
+from tests.object_store import serve_s3
+from tests.unit.test_train_snapshot import various as state
 
 WORLD = World(0, 1, torch.device("cpu"), 1, None)
 
 
 @pytest.fixture(scope="module")
 def s3():
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
-             "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        options = {"endpoint_url": f"http://{host}:{port}"}
-        fsspec.filesystem("s3", **options).mkdir("kept")
+    with serve_s3("kept") as options:
         yield options
-    server.stop()
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -49,16 +39,6 @@ def place(request, tmp_path):
     return {"file": f"file://{tmp_path}/store", "memory": f"memory://{tmp_path.name}"}[
         request.param
     ], {}
-
-
-def state(step: int = 0) -> dict[str, torch.Tensor]:
-    """Values that every step changes, and some that none does."""
-    generator = torch.Generator().manual_seed(step)
-    return {
-        "a": torch.randn(50, 3, generator=generator),
-        "b": torch.randn(70, generator=generator).bfloat16(),
-        "frozen": torch.arange(9.0),
-    }
 
 
 class Job:

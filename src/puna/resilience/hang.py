@@ -16,13 +16,13 @@ import re
 import shutil
 import signal
 import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from puna.resilience.processes import is_stopped
 from puna.resilience.protocols import COLLECTIVE, Heartbeat, Place
 
 DATA = "data"
@@ -72,7 +72,7 @@ def read_places(folder: Path, beats: Sequence[Heartbeat]) -> list[Place]:
             continue
         number, part = _RECORD.unpack(path.read_bytes())
         places.append(
-            Place(beat.rank, beat.step, part.rstrip(b"\0").decode(), number, _is_stopped(beat.pid))
+            Place(beat.rank, beat.step, part.rstrip(b"\0").decode(), number, is_stopped(beat.pid))
         )
     return places
 
@@ -213,13 +213,3 @@ def innermost(file: Path) -> str:
 
 def _place_file(folder: Path, rank: int) -> Path:
     return folder / f"place-{rank}.bin"
-
-
-def _is_stopped(pid: int) -> bool:
-    if sys.platform != "linux":
-        return False
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] == "T"  # "t" is a debugger

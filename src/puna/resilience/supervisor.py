@@ -7,17 +7,16 @@ no hang, waits 30 s for a frozen process, and on gloo reuses a store with stale 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from puna.core.errors import PunaError
 from puna.core.ledger import Ledger, read_events
 from puna.core.progress import say
 from puna.resilience.hang import DATA, Missing, StepTimes, find_missing, innermost
 from puna.resilience.history import JobHistory
+from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Attempt, Heartbeat, Job, Place
 
 POLL_S = 0.05
@@ -25,8 +24,6 @@ _HANG_STEPS = 10
 _MORE_PATIENT = 4
 _LATE_S = 0.5
 """A look at the job that comes so late says that this machine is held up, not the job."""
-NO_PROCESS = 0
-"""Stands for the process of a rank that is known to be dead, on whatever machine."""
 
 
 @dataclass(frozen=True)
@@ -375,24 +372,3 @@ class _Watch:
 def _waits_for_data(places: list[Place]) -> bool:
     """Tell whether some rank waits for its batch: slow input, which a restart does not cure."""
     return any(place.part == DATA and not place.is_stopped for place in places)
-
-
-def process_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended but was not collected yet does not."""
-    if pid == NO_PROCESS:
-        return False
-    if sys.platform == "linux":
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
-    import os
-
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -15,8 +15,8 @@ from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
 from puna.core.progress import say
 from puna.resilience.heartbeat import read_heartbeats
+from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Heartbeat
-from puna.resilience.supervisor import process_alive
 from puna.train.launch import start_ranks
 from puna.train.launch_config import LaunchConfig
 from puna.train.nodes import Board, Call

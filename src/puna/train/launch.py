@@ -18,8 +18,8 @@ from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
 from puna.resilience.hang import collect_stacks, read_places
 from puna.resilience.heartbeat import read_failures, read_heartbeats
+from puna.resilience.processes import NO_PROCESS, process_alive
 from puna.resilience.protocols import Failure, Heartbeat, Place
-from puna.resilience.supervisor import NO_PROCESS, process_alive
 from puna.train.launch_config import LaunchConfig
 from puna.train.nodes import NODES_DIR, Call, Leader, NodeState, endpoint
 from puna.train.parallel.threads import thread_env

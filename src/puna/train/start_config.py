@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from puna.core.config import Config
 from puna.core.units import GIB
 from puna.tokens.remote import Cache
+from puna.train.store_options import StoreOptions
 
 
 class InitConfig(Config):
@@ -60,18 +61,9 @@ class CacheConfig(Config):
     `$XDG_CACHE_HOME/puna/shards`, or `~/.cache/puna/shards`."""
     max_gib: float = Field(default=100.0, gt=0)
     """Size of all chunks together; those that were not used for longest go."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
+    storage_options: StoreOptions = Field(default_factory=dict)
     """Options for the store (fsspec), such as `anon` or `endpoint_url`; never secrets, which belong
     into the environment or the store's own files."""
-
-    @field_validator("storage_options")
-    @classmethod
-    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
-        if options:  # else a training need not import what reads sources
-            from puna.data.sources.remote import refuse_secrets
-
-            refuse_secrets(options)
-        return options
 
     def open(self) -> Cache:
         """Return the cache."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from puna.resilience.processes import parent_of
 from puna.train.chaos.subject import EVERY, Subject
 from puna.train.checkpoint.manifest import MANIFEST_FILE
 from puna.train.spec import CHECKPOINTS_DIR, STATE_DIR, JobSpec
@@ -53,7 +54,7 @@ def _kill_all_ranks(subject: Subject) -> None:
 
 
 def _kill_agent(subject: Subject) -> None:
-    subject.hurt(subject.parent_of(subject.at_step(_LATE)[0]))
+    subject.hurt(parent_of(subject.at_step(_LATE)[0].pid))
 
 
 def _kill_supervisor(subject: Subject) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 from puna.core.fsio import remove_tree, write_json
 from puna.core.ledger import LEDGER_FILE, read_events
 from puna.resilience.heartbeat import read_heartbeats
+from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Heartbeat
-from puna.resilience.supervisor import process_alive
 from puna.train.chaos.job import JOB_FILE, OUT_DIR, ROWS, SEQ_LEN
 from puna.train.checkpoint.manifest import list_steps, step_dir
 from puna.train.config import TrainingConfig
@@ -171,11 +171,6 @@ class Subject:
             if time.monotonic() > deadline_s:
                 raise MissedError
             time.sleep(0.01)
-
-    def parent_of(self, beat: Heartbeat) -> int:
-        """Return the process id of the agent of a rank."""
-        stat = Path(f"/proc/{beat.pid}/stat").read_text(encoding="ascii", errors="replace")
-        return int(stat.rpartition(")")[2].split()[1])
 
     def newest_checkpoint(self) -> Path:
         """Return the folder of the newest checkpoint."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.fsio import hash_file, remove_tree
-from puna.resilience.supervisor import process_alive
+from puna.resilience.processes import process_alive
 from puna.train.chaos.scenarios import Scenario
 from puna.train.chaos.subject import MissedError, Subject
 

@@ -262,6 +262,16 @@ def _hash_shards(path: Path) -> tuple[Shard, ...]:
         return tuple(Shard(*span, _hash_range(file, span[1], span[2])) for span in ranges)
 
 
+def read_shard(path: Path, offset: int, n_bytes: int, xxh3_128: str) -> bytes | None:
+    """Return a range of a file; None when the file is gone or the hash is another one."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(n_bytes)
+    return data if xxhash.xxh3_128_hexdigest(data) == xxh3_128 else None
+
+
 def _hash_range(file: BinaryIO, offset: int, n_bytes: int) -> str:
     digest = xxhash.xxh3_128()
     file.seek(offset)

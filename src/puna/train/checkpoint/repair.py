@@ -23,6 +23,7 @@ from puna.train.checkpoint.manifest import (
     find_damage,
     list_steps,
     read_manifest,
+    read_shard,
     step_dir,
 )
 
@@ -126,12 +127,9 @@ class DiskShards:
         if self._index is None:
             self._index = self._read()
         for path, shard in self._index.get(xxh3_128, []):
-            if shard.n_bytes == n_bytes and path.is_file():
-                with path.open("rb") as file:
-                    file.seek(shard.offset)
-                    data = file.read(n_bytes)
-                if xxhash.xxh3_128_hexdigest(data) == xxh3_128:
-                    return data
+            data = read_shard(path, shard.offset, n_bytes, xxh3_128)
+            if data is not None:
+                return data
         return None
 
     def _read(self) -> dict[str, list[tuple[Path, Shard]]]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from puna.core.fsio import write_json
-from puna.train.checkpoint.manifest import merkle_root
+from puna.train.checkpoint.manifest import merkle_root, read_shard
 
 _ALIGN_BYTES = 64
 _NAMES = ("a", "b")
@@ -327,10 +327,7 @@ class MemoryShards:
                     place = (path.with_suffix(".bin"), note.spans[name][0])
                     self._index.setdefault(digest, []).append(place)
         for path, start in self._index.get(xxh3_128, []):
-            if path.is_file():
-                with path.open("rb") as file:
-                    file.seek(start)
-                    data = file.read(n_bytes)
-                if xxhash.xxh3_128_hexdigest(data) == xxh3_128:
-                    return data
+            data = read_shard(path, start, n_bytes, xxh3_128)
+            if data is not None:
+                return data
         return None
