@@ -35,12 +35,12 @@ def losses(subject: Subject) -> list[tuple[int, float]]:
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_processes_that_wait_take_over(tmp_path: Path) -> None:
-    changes = {"steps": 300, "restart": {"standby_after_s": 0.0}}
+    changes = {"steps": 1000, "restart": {"standby_after_s": 0.0}}
     calm, hit = (Subject(tmp_path / name, 2, **changes) for name in ("calm", "hit"))
     calm.start()
-    assert calm.wait(100) == 0
+    assert calm.wait(250) == 0
     hit.start()
     try:
         folder = hit.out / "state" / "attempt-1"
@@ -48,7 +48,7 @@ def test_processes_that_wait_take_over(tmp_path: Path) -> None:
         ready = {int(path.read_text()) for path in folder.glob("ready-*")}
         hit.hurt(hit.at_step(0)[1].pid)
         assert {beat.pid for beat in hit.next_attempt(1, "step")} <= ready
-        assert hit.wait(100) == 0
+        assert hit.wait(250) == 0
         assert hit.events("attempt.start")[-1]["attempt"] == 1
         assert sorted(set(losses(hit))) == losses(calm)
     finally:

@@ -18,13 +18,11 @@ _POLL_S = 0.005
 
 def get_ready(spec: JobSpec) -> None:
     """Import what a training imports, and on a CPU compute a step of a tiny model as it would."""
-    import torch
-
+    from puna.model.device import pick_device
     from puna.train import loop  # noqa: F401 (what it imports is what costs)
     from puna.train.checkpoint import dcp  # noqa: F401
 
-    device = torch.device(spec.training.device if spec.training.device != "auto" else "cpu")
-    if device.type == "cpu" and not torch.cuda.is_available():
+    if pick_device(spec.training.device).type == "cpu":
         _compute_a_step(spec)
 
 
