@@ -91,6 +91,15 @@ def test_the_projection_uses_the_times_of_the_run(tmp_path: Path) -> None:
     assert found["projection"]["simulated"]["p50"] == pytest.approx(measured, abs=0.01)
 
 
+def test_other_trainings_of_the_run_are_named(tmp_path: Path) -> None:
+    tuning = [{**event, "stage": "post.sft", "job": "k"} for event in EVENTS if "job" in event]
+    write(tmp_path, [*EVENTS, *tuning])
+    assert "also trained here: train.pretrain (--stage)" in call(tmp_path).output
+    first = json.loads(call(tmp_path, "--stage", "train.pretrain", "--json").stdout)
+    assert first["stage"] == "train.pretrain"
+    assert first["goodput"]["wall_s"] == 70
+
+
 @pytest.mark.parametrize(
     ("events", "arguments", "words"),
     [

@@ -31,7 +31,7 @@ def goodput(
     from puna.core.ledger import LEDGER_FILE
     from puna.ui.report.collect.training import describe_training
 
-    own = _events(run / LEDGER_FILE, stage)
+    own, others = _events(run / LEDGER_FILE, stage)
     found = describe_training(own)
     answer: dict[str, Any] = {
         "run": str(run), "stage": own[0]["stage"], "goodput": found["goodput"],
@@ -47,12 +47,14 @@ def goodput(
         click.echo(json.dumps(answer, indent=2))
         return
     _print(answer)
+    if others:
+        click.echo(f"also trained here: {', '.join(others)} (--stage)")
     if page is not None:
         click.echo(f"page: {page}")
 
 
-def _events(ledger: Path, stage: str | None) -> list[dict[str, Any]]:
-    """Return the events of the last training job of a run, or of a stage.
+def _events(ledger: Path, stage: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the events of the last training job of a run, or of a stage; other stages that train.
 
     Raises:
         PunaError: There is none.
@@ -66,14 +68,14 @@ def _events(ledger: Path, stage: str | None) -> list[dict[str, Any]]:
             f"{ledger.parent} is not the folder of a run: it has no {ledger.name}",
             "give the folder that `puna run` made, below runs/",
         )
-    events = [
-        e for e in read_events(ledger) if "stage" in e and (stage is None or e["stage"] == stage)
-    ]
+    events = [e for e in read_events(ledger) if "stage" in e]
     jobs = [e["stage"] for e in events if e.get("job") is not None]
-    if not jobs:
+    chosen = stage or (jobs[-1] if jobs else None)
+    if chosen not in jobs:
         where = f"stage {stage} of {ledger.parent}" if stage else str(ledger.parent)
         raise PunaError(f"{where} has trained nothing", "give a run, or a stage, that trains")
-    return job_events([e for e in events if e["stage"] == jobs[-1]])
+    others = sorted(set(jobs) - {chosen})
+    return job_events([e for e in events if e["stage"] == chosen]), others
 
 
 def _projection(
@@ -137,8 +139,8 @@ def _print(answer: dict[str, Any]) -> None:
 
     console, found = new_console(), answer["goodput"]
     wall_s = found["wall_s"]
-    title = f"{answer['stage']}: goodput {found['goodput']:.1%} of {format_duration(wall_s)}"
-    table = new_table(title, "part", "seconds", "share")
+    console.print(f"{answer['stage']}: goodput {found['goodput']:.1%} of {format_duration(wall_s)}")
+    table = new_table(None, "part", "seconds", "share")
     for bucket, seconds in found["buckets"].items():
         share = seconds / wall_s if wall_s else 0.0
         table.add_row(BUCKET_NAMES[bucket], f"{seconds:,.2f}", f"{share:.1%}")
