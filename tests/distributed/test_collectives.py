@@ -68,6 +68,25 @@ def test_attention_over_a_shared_row(n_ranks, has_documents, is_permuted):
             torch.testing.assert_close(part, share.take(full), rtol=1e-5, atol=1e-5)
 
 
+def context_by_blocks(has_documents: bool) -> Tensor:
+    """Output of this rank's tokens by flex attention, which has no gradient on a CPU."""
+    share = ContextShare(dist.get_rank(), dist.get_world_size())
+    plan = ContextPlan(
+        share, dist.group.WORLD, T, torch.device("cpu"), documents() if has_documents else None,
+        kind="blocks",
+    )  # fmt: skip
+    with torch.no_grad():
+        return plan(*(share.take(inputs(heads, i)) for i, heads in enumerate((N, K, K))))
+
+
+@pytest.mark.parametrize("has_documents", [False, True])
+def test_blocks_over_a_shared_row_are_the_same(has_documents):
+    doc_ids = documents() if has_documents else torch.zeros(B, T, dtype=torch.int32)
+    expected = MaskPlan(document_mask(doc_ids))(*(inputs(n, i) for i, n in enumerate((N, K, K))))
+    for rank, part in enumerate(run_ranks(2, context_by_blocks, has_documents)):
+        torch.testing.assert_close(part, ContextShare(rank, 2).take(expected), rtol=1e-5, atol=1e-5)
+
+
 def test_the_tokens_of_a_row_are_shared_out_evenly():
     """Every token once; every rank sees as many keys."""
     at_T = torch.arange(24)[None]

@@ -47,6 +47,7 @@ JOB_OF_THE_HURT = f"hurt{os.getpid()}"
 SOURCE_MODULE = '''
 """Stand-in source: counting rows; waits for ever at a step while a file says so."""
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -57,7 +58,7 @@ from puna.tokens.loader import NO_LABEL, Batch
 
 
 class Rows:
-    def __init__(self, block="", block_step=-1, fail_step=-1, hurt=""):
+    def __init__(self, block="", block_step=-1, fail_step=-1, hurt="", told_step=-1):
         if hurt and os.environ.get("RANK") == "1":  # as a rank begins, before it restores
             notes = [p for p in Path("/dev/shm").glob(f"puna-*-{Path(hurt).read_text()}/rank-1.*")]
             for note in [p for p in notes if p.suffix == ".json"]:
@@ -67,10 +68,13 @@ class Rows:
                     file.write(bytes([byte ^ 16]))
         self.n_rows, self.seq_len = 4, 16
         self.block, self.block_step, self.fail_step = block, block_step, fail_step
+        self.told_step = told_step
 
     def batch(self, step, rank, world):
         while step == self.block_step and Path(self.block).exists():
             time.sleep(0.01)
+        if step == self.told_step and rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
         if step == self.fail_step and rank == 1:
             raise PunaError(f"shard 7 is damaged (step {step})", "make it anew")
         rng = np.random.default_rng([7, step])
@@ -187,6 +191,14 @@ def test_one_rank_has_the_losses_of_two(unbroken, tmp_path):
     for key in ("loss", "grad_norm"):
         ours, theirs = steps(tmp_path, key), steps(folder, key)
         assert [ours[s] for s in ours] == pytest.approx([theirs[s] for s in ours], rel=1e-5)
+
+
+def test_a_rank_that_torchrun_ends_is_not_taken_for_the_one_that_died(unbroken, tmp_path):
+    """Torchrun sends SIGTERM to the others, and may have done so when the supervisor looks."""
+    folder, _ = unbroken
+    metrics = run(tmp_path, SourceSpec("rows_of_two:Rows", {"told_step": 2}))
+    assert metrics["goodput"]["faults"] == []
+    assert steps(tmp_path) == steps(folder)
 
 
 def test_a_killed_rank_changes_nothing(unbroken, tmp_path):

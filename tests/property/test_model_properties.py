@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,9 +73,12 @@ def test_the_ffn_rule_rounds_up_by_less_than_one_multiple(dim, multiple_of, mult
     assert wanted <= got < wanted + multiple_of
 
 
+# Uncompiled it is slow, which it says; here it is only compared.
+uncompiled = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
+@uncompiled
 @given(st.lists(documents, min_size=1, max_size=3), st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
 def test_the_plans_for_packed_documents_agree(rows, seed):
@@ -86,7 +90,8 @@ def test_the_plans_for_packed_documents_agree(rows, seed):
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(len(rows), width, n, 8, generator=generator) for n in (4, 2, 2))
     outputs = [
-        plan_attention(width, q.device, doc_ids_BT, kind)(q, k, v) for kind in ("mask", "pieces")
+        plan_attention(width, q.device, doc_ids_BT, kind)(q, k, v)
+        for kind in ("mask", "pieces", "blocks")
     ]
     scores = torch.einsum("btnd,bsnd->bnts", q, k.repeat_interleave(2, 2)) / 8**0.5
     weights = scores.masked_fill(~document_mask(doc_ids_BT), float("-inf")).softmax(-1)
@@ -95,12 +100,13 @@ def test_the_plans_for_packed_documents_agree(rows, seed):
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
+@uncompiled
 @given(st.integers(1, 1300), st.integers(0, 2**31))
 @settings(max_examples=15, deadline=None)
 def test_the_causal_plans_agree_at_any_length(n_tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, n_tokens, n, 4, generator=generator) for n in (2, 1, 1))
-    kinds = ("causal", "mask", "pieces", "auto")
+    kinds = ("causal", "mask", "pieces", "blocks", "auto")
     outputs = [plan_attention(n_tokens, q.device, None, kind)(q, k, v) for kind in kinds]
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-5)

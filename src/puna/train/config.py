@@ -69,6 +69,7 @@ ScheduleKind = Literal[
 
 
 Float8 = Literal["off", "tensorwise", "rowwise"]
+AttentionChoice = Literal["auto", "mask"]
 
 
 class ParallelConfig(Config):
@@ -151,6 +152,10 @@ class TrainingConfig(Config):
     """Machines that the ranks run on."""
     parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig)
     """How the ranks share the work."""
+    attention: Execution[AttentionChoice] = "auto"
+    """How packed documents, and the shares of a row, are kept apart. `auto` takes the fastest way
+    there is: on a GPU flex attention, compiled, which skips the blocks that a mask hides. `mask`
+    makes one call with a mask, which needs no compiler. Flex attention was not run on a GPU."""
     memory: Execution[MemoryConfig] = Field(default_factory=MemoryConfig)
     """What is computed again in the backward pass to save memory."""
     deterministic: Execution[bool] = False

@@ -70,6 +70,7 @@ def restore_state(spec: JobSpec, attempt: int, world: World, events: Ledger) -> 
     model = ParallelModel(
         spec.model, cfg.seq_len, micro_batch, cfg.rank_batch // micro_batch, world, cfg.parallel,
         precision, z_loss=cfg.z_loss, memory=cfg.memory, float8=cfg.float8,
+        attention=cfg.attention,
     )  # fmt: skip
     optimizer = make_optimizer(cfg.optim, model, world, precision.dtype)
     average = WeightAverage(cfg.average, model, cfg.n_steps)

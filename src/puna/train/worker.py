@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -34,6 +35,9 @@ def main(argv: list[str]) -> int:
     """Run one rank; return the exit code."""
     if PARENT_ENV in os.environ:
         die_with_parent(int(os.environ[PARENT_ENV]))
+    # torchrun ends the others when a rank dies; one that died of that could be taken for the first.
+    # The supervisor kills all of them in any case, and they die with it and with the agent.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     spec, attempt = JobSpec.read(Path(argv[0])), int(argv[1])
     rank = int(os.environ.get("RANK", "0"))
     folder = spec.attempt_dir(attempt)

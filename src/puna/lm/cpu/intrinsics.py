@@ -10,8 +10,9 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -24,6 +25,14 @@ WIDTHS = (4, 2, 1)
 
 LINE_BYTES = 64
 """Of a processor's caches."""
+
+_SETTINGS = [getattr(config, name) for name in ("ENABLE_AVX", "CPU_NAME", "CPU_FEATURES")]
+
+
+def processor_has(feature: str) -> bool:
+    """Tell whether there is an instruction (LLVM's name) and numba compiles for all there are."""
+    return _SETTINGS == [1, None, None] and bool(llvm.get_host_cpu_features().get(feature))
+
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()

@@ -19,7 +19,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 
 from puna.lm.cpu.intrinsics import (
@@ -39,6 +39,7 @@ from puna.lm.cpu.intrinsics import (
     emit_prefetch,
     emit_store,
     instruction,
+    processor_has,
 )
 from puna.lm.cpu.products import products_of
 
@@ -47,11 +48,8 @@ _UNROLLED = 4 * LANES  # columns: 64 int8 weights are one cache line
 IS_WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
 """Whether one register holds 16 floats, and there are 32 of them: tiles may be larger."""
 
-_SETTINGS = [getattr(config, name) for name in ("ENABLE_AVX", "CPU_NAME", "CPU_FEATURES")]
-MULTIPLIES_PAIRS = _SETTINGS == [1, None, None] and bool(
-    llvm.get_host_cpu_features().get("avx512bf16")
-)
-"""Whether the processor multiplies pairs of bfloat16, and numba compiles for all it can do."""
+MULTIPLIES_PAIRS = processor_has("avx512bf16")
+"""Whether the processor multiplies pairs of bfloat16."""
 
 MULTIPLIES_TILES = bool(llvm.get_host_cpu_features().get("amx-bf16"))
 """Whether it has a unit for whole tiles (AMX): PyTorch uses it, several times faster than pairs."""

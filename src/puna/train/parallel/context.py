@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.distributed import _functional_collectives as funcol
 
-from puna.model.attention import attend
+from puna.model.attention import AttentionKind, AttentionPlan, attend, plan_blocks
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class ContextPlan:
         device: Where the model runs.
         doc_ids_BT: Documents of the whole rows: tokens see only tokens of the same run of equal
             ids; None: each row is one document.
+        kind: ``mask`` makes one call per chunk with a mask; ``blocks`` computes block by block and
+            skips what no query sees; ``auto`` takes blocks on a GPU.
     """
 
     def __init__(
@@ -77,11 +79,17 @@ class ContextPlan:
         n_tokens: int,
         device: torch.device,
         doc_ids_BT: Int[Tensor, "batch tokens"] | None = None,
+        kind: AttentionKind = "auto",
     ) -> None:
         self._share, self._group = share, group
-        n_chunk = n_tokens // (2 * share.size)
-        at_T = torch.arange(n_tokens, device=device)
         self._masks: list[Tensor] = []
+        self._blocks: AttentionPlan | None = None
+        at_T = torch.arange(n_tokens, device=device)
+        if kind == "blocks" or (kind == "auto" and device.type == "cuda"):
+            doc_ids_BS = torch.zeros_like(at_T)[None] if doc_ids_BT is None else doc_ids_BT
+            self._blocks = plan_blocks(doc_ids_BS, share.take(at_T[None])[0])
+            return
+        n_chunk = n_tokens // (2 * share.size)
         for number in share.chunks():
             start, stop = number * n_chunk, (number + 1) * n_chunk
             mask = at_T[start:stop, None] >= at_T[None, :stop]
@@ -94,6 +102,8 @@ class ContextPlan:
     def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, layer: int = 0) -> Tensor:
         """Return the weighted values of each of this rank's queries."""
         keys, values = self._gather(k_BSKD), self._gather(v_BSKD)
+        if self._blocks is not None:
+            return self._blocks(q_BTND, keys, values)
         parts = []
         for q_BLND, mask in zip(q_BTND.chunk(2, dim=1), self._masks, strict=True):
             n_keys = mask.shape[-1]

@@ -22,7 +22,7 @@ from puna.model.llama import init_tensor
 from puna.model.names import EMBEDDING, parameter_shapes
 from puna.tokens.loader import NO_LABEL
 from puna.train.batch import TensorBatch
-from puna.train.config import Float8, MemoryConfig, ParallelConfig
+from puna.train.config import AttentionChoice, Float8, MemoryConfig, ParallelConfig
 from puna.train.float8 import check_float8
 from puna.train.memory import plan_recompute
 from puna.train.parallel.context import ContextShare
@@ -68,6 +68,7 @@ class ParallelModel:
         z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
         memory: What is computed again in the backward pass; None for nothing.
         float8: Matrix products of the layers in float8.
+        attention: How packed documents are kept apart.
 
     Attributes:
         clock: Counts the parts of a step.
@@ -91,6 +92,7 @@ class ParallelModel:
         z_loss: float = 0.0,
         memory: MemoryConfig | None = None,
         float8: Float8 = "off",
+        attention: AttentionChoice = "auto",
     ) -> None:
         self.config, self.world = config, world
         self._micro_tokens = micro_batch * seq_len
@@ -102,7 +104,7 @@ class ParallelModel:
             memory or MemoryConfig(), config, parallel, self._plan, world.place(PP), n_micro,
             _shape(micro_batch, seq_len, world, precision),
         )  # fmt: skip
-        build = partial(build_stage, z_loss=z_loss, again=again, float8=float8)
+        build = partial(build_stage, z_loss=z_loss, again=again, float8=float8, attention=attention)
         self.stages: dict[int, Stage] = {
             number: build(config, self._plan, number, world, parallel, precision)
             for number in self._plan.of(world.place(PP))

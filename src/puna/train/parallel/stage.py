@@ -30,7 +30,7 @@ from puna.model.attention import AttentionPlan, plan_attention
 from puna.model.config import LlamaConfig
 from puna.model.llama import Block, Llama
 from puna.model.rope import Rotation, RotationTable
-from puna.train.config import Float8, ParallelConfig
+from puna.train.config import AttentionChoice, Float8, ParallelConfig
 from puna.train.float8 import use_float8
 from puna.train.fused.attention import plan_fused
 from puna.train.fused.fuse import FusedRotation, fuse
@@ -54,6 +54,7 @@ class Stage(nn.Module):
         world: The ranks.
         precision: Of the matrix products.
         z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
+        attention: How packed documents are kept apart.
 
     Attributes:
         n_labelled: Labelled tokens of the global batch; set before a step. The loss of a
@@ -69,6 +70,7 @@ class Stage(nn.Module):
         world: World,
         precision: Precision,
         z_loss: float = 0.0,
+        attention: AttentionChoice = "auto",
     ) -> None:
         super().__init__()
         self.is_first, self.is_last = number == 0, number == plan.n_stages - 1
@@ -84,7 +86,7 @@ class Stage(nn.Module):
                 self.output = whole.output
         self.n_labelled = 1.0
         self.nats_S = torch.zeros(1, dtype=torch.float64, device=world.device)
-        self._is_tied = config.tie_embeddings
+        self._is_tied, self._attention = config.tie_embeddings, attention
         self._world, self._precision, self._z_loss = world, precision, z_loss
         self._share = ContextShare(world.place(CP), world.layout.cp)
         self._rotations = RotationTable(config)
@@ -140,10 +142,14 @@ class Stage(nn.Module):
     def _plan(self, seq_len: int, doc_ids_BS: Tensor | None) -> AttentionPlan:
         device = self._world.device
         if self._share.size == 1:
-            if device.type == "cpu" and self._precision.dtype == torch.bfloat16:
+            is_auto = self._attention == "auto"
+            if is_auto and device.type == "cpu" and self._precision.dtype == torch.bfloat16:
                 return plan_fused(seq_len, doc_ids_BS)
-            return plan_attention(seq_len, device, doc_ids_BS)
-        return ContextPlan(self._share, self._world.group(CP), seq_len, device, doc_ids_BS)
+            kind = "auto" if doc_ids_BS is None else self._attention
+            return plan_attention(seq_len, device, doc_ids_BS, kind)
+        return ContextPlan(
+            self._share, self._world.group(CP), seq_len, device, doc_ids_BS, self._attention
+        )
 
     def _rotation(self, seq_len: int, positions_BT: Tensor) -> Rotation:
         # Positions are below seq_len; asking the tensor for its largest would wait for the device.
@@ -197,6 +203,7 @@ def build_stage(
     z_loss: float = 0.0,
     again: Mapping[int, Recompute] | None = None,
     float8: Float8 = "off",
+    attention: AttentionChoice = "auto",
 ) -> Stage:
     """Build a stage whose parameters are allocated and have no values yet.
 
@@ -210,8 +217,9 @@ def build_stage(
         z_loss: See :func:`puna.train.loss.cross_entropy_sum`.
         again: Per layer what is computed again in the backward pass; None for nothing.
         float8: See :func:`puna.train.float8.use_float8`.
+        attention: How packed documents are kept apart.
     """
-    stage = Stage(config, plan, number, world, precision, z_loss)
+    stage = Stage(config, plan, number, world, precision, z_loss, attention)
     fuse(stage)
     for block in stage.blocks:
         use_float8(block, float8)
