@@ -92,7 +92,7 @@ def test_a_layer_keeps_what_the_estimate_says(config, dtype, casts, kind, n_toke
     table = RotationTable(config).at(n_tokens, None, device)
     rows = torch.arange(n_tokens).expand(B, n_tokens)
     rotation = Rotation(table.cos[rows], table.sin[rows])
-    kept = Kept(*model.parameters(), rotation.cos, rotation.sin)
+    kept = Kept(*model.parameters(), *rotation.wide)
     watch_policy.append(kept)
     recompute(block, kind)
     x_BTC = torch.randn(B, n_tokens, config.dim).to(getattr(torch, dtype)).requires_grad_()

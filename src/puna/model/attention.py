@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -95,6 +95,7 @@ class PiecesPlan:
 
     lengths: tuple[int, ...] | None
     triangle: Bool[Tensor, "size size"]
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, layer: int = 0) -> Tensor:
         """Return the weighted values of each query (B, T, N, D)."""
@@ -113,9 +114,16 @@ class PiecesPlan:
         parts = []
         for start in range(0, n_tokens, QUERY_BLOCK_TOKENS):
             stop = min(start + QUERY_BLOCK_TOKENS, n_tokens)
-            mask = self.triangle[start:stop, :stop]
+            mask = self._bias(q.dtype)[start:stop, :stop]
             parts.append(attend(q[:, start:stop], k[:, :stop], v[:, :stop], mask=mask))
         return parts
+
+    def _bias(self, dtype: torch.dtype) -> Tensor:
+        """Added to the scores; made of the triangle once, and not by the kernel in each call."""
+        if dtype not in self._biases:
+            zeros = torch.zeros(self.triangle.shape, dtype=dtype, device=self.triangle.device)
+            self._biases[dtype] = zeros.masked_fill_(~self.triangle, float("-inf"))
+        return self._biases[dtype]
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +248,8 @@ def attend(
         q_BTND: Queries (B, T, N, D).
         k_BSKD: Keys (B, S, K, D); N / K queries share one.
         v_BSKD: Values, shaped like the keys.
-        mask: Boolean, broadcastable to (B, N, T, S): which keys a query sees; None for all.
+        mask: Broadcastable to (B, N, T, S): which keys a query sees, or numbers in the queries'
+            dtype that are added to the scores; None for all.
         causal: Query i sees keys 0..i; instead of a mask.
     """
     out_BNTD = F.scaled_dot_product_attention(

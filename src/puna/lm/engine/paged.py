@@ -84,6 +84,11 @@ class PagedAttention:
             table[self._n_decode + i, : pool.blocks_for(s.stop)].to(self._device)
             for i, s in enumerate(self._prefill)
         ]
+        # Of prompts that begin here: they see no more than themselves.
+        self._fresh = {
+            n: plan_attention(n, self._device)
+            for n in {s.n_tokens for s in self._prefill if s.start == 0}
+        }
         self._mask_QS = _query_block_mask(self._prefill, self._device)
 
     def __call__(
@@ -112,7 +117,7 @@ class PagedAttention:
             rows = slice(at, at + segment.n_tokens)
             at += segment.n_tokens
             if segment.start == 0:
-                plan = plan_attention(segment.n_tokens, self._device)
+                plan = self._fresh[segment.n_tokens]
                 parts.append(plan(q_BTND[:, rows], k_BSKD[:, rows], v_BSKD[:, rows]))
                 continue
             k_BSKD_all, v_BSKD_all = (
