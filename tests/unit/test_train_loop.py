@@ -31,6 +31,7 @@ from puna.train.checkpoint.manifest import (
 )
 from puna.train.config import AdamWConfig, CheckpointConfig, TrainingConfig
 from puna.train.loop import train
+from puna.train.numbers_config import NumbersConfig
 from puna.train.parallel.world import World
 from puna.train.precision import decide_precision
 from puna.train.spec import JobSpec, SourceSpec
@@ -125,7 +126,7 @@ class StopHereError(Exception):
 def run_until(spec: JobSpec, step: int, monkeypatch) -> None:
     """Run, and break off in the middle of ``step``."""
 
-    def break_off(self, at: int) -> None:
+    def break_off(self, at: int, hurt: object) -> None:
         if at == step:
             raise StopHereError
 
@@ -339,7 +340,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch)
 
 def test_a_loss_that_is_no_number_stops_the_run_with_the_step(tmp_path):
     with pytest.raises(PunaError, match=r"step [1-5]: the loss is .*(nan|inf)"):
-        run(job(tmp_path, optim=AdamWConfig(lr=1e30), clip_norm=0.0))
+        run(job(tmp_path, optim=AdamWConfig(lr=1e30), clip_norm=0.0,
+                numbers=NumbersConfig(not_finite=["stop"])))  # fmt: skip
 
 
 def test_training_starts_from_the_weights_of_a_folder(reference, tmp_path):

@@ -1,4 +1,4 @@
-"""``puna resilience``: what the checks of a training find, and tests of this machine."""
+"""``puna resilience``: faults and what is done about them, checks, tests of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.group("resilience", no_args_is_help=True)
 def resilience() -> None:
-    """Silent data corruption: what is found of it, and whether this machine computes rightly."""
+    """Faults: what is done about them, what is found of them, whether this machine is sound."""
 
 
 @resilience.command("sdc-coverage")
@@ -86,6 +86,28 @@ def _print(coverage: Coverage) -> None:
         "what a rank computes wrongly once (local gradient, activation, data) is found with a "
         f"chance of 1 in {k}; what it computes wrongly each time, within {k} micro-batches"
     )
+
+
+@resilience.command("policy")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def policy(as_json: bool) -> None:
+    """Print the table of faults: what notices each, how sure that is, what is done about it."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from puna.resilience.policy import RULES
+
+    if as_json:
+        click.echo(json.dumps([asdict(rule) for rule in RULES]))
+        return
+    table = Table("fault", "what is seen", "sure", "what is done, in order", "set by")
+    for rule in RULES:
+        steps = ", then ".join(action.replace("_", " ") for action in rule.actions)
+        often = "" if rule.most_times is None else f" ({rule.most_times + 1}. time at one step)"
+        table.add_row(rule.detector, rule.sees, rule.confidence, steps + often, rule.key)
+    Console().print(table)
 
 
 @resilience.command("self-test")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from puna.core.ledger import Ledger, read_events
 
-FaultKind = Literal["kill", "hang", "loop", "wait"]
+FaultKind = Literal["kill", "hang", "loop", "wait", "nan", "spike"]
 _SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 
 
@@ -26,7 +27,8 @@ class PlannedFault:
         rank: Rank that is hit.
         step: Step (0-based) in the middle of which it is hit.
         what: ``kill`` (SIGKILL), ``hang`` (SIGSTOP), ``loop`` (computes for ever) or ``wait``
-            (sleeps for ever); the last two never enter the next collective.
+            (sleeps for ever); the last two never enter the next collective. ``nan`` and ``spike``
+            damage its gradients.
     """
 
     rank: int
@@ -50,8 +52,13 @@ class FaultInjector:
         if self._plan is not None and was_injected(self._plan, job, events):
             self._plan = None
 
-    def at(self, step: int) -> None:
-        """Inject the fault when ``step`` is its step; does not return then."""
+    def at(self, step: int, hurt: Callable[[str], None]) -> None:
+        """Inject the fault when ``step`` is its step; most do not return then.
+
+        Args:
+            step: The step.
+            hurt: Damages the gradients of this rank, by the name of the fault.
+        """
         plan = self._plan
         if plan is None or plan.step != step:
             return
@@ -59,6 +66,9 @@ class FaultInjector:
         self._events.emit("fault.injected", durable=True, step=step, rank=plan.rank, what=plan.what)
         if plan.what in _SIGNALS:
             os.kill(os.getpid(), _SIGNALS[plan.what])
+            return
+        if plan.what in ("nan", "spike"):
+            hurt(plan.what)
             return
         while True:
             if plan.what == "wait":

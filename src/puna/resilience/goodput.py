@@ -17,7 +17,8 @@ BUCKETS = (
     "other", "stopped",
 )  # fmt: skip
 """``productive``: steps done for the first time. ``recomputed``: steps done again after a rollback,
-and the part of a step that a fault cut off. ``checkpoint``: saving, while no step runs. ``data``:
+the part of a step that a fault cut off, and steps that were thrown away because their numbers could
+not be right. ``checkpoint``: saving, while no step runs. ``data``:
 steps that waited for their batch. ``evaluation``: measuring held-out text.
 ``detection``: from a fault until it is noticed. ``restart_init``: starting processes, imports,
 building, loading. ``other``: writing the final model and the like. ``stopped``: nothing ran,
@@ -32,6 +33,8 @@ _CHARGED_TO = {
     "train.checkpoint": "checkpoint",
     "train.snapshot": "checkpoint",
     "train.eval": "evaluation",
+    "train.anomaly": "recomputed",
+    "train.skip": "recomputed",
     "fault.injected": "recomputed",
 }
 

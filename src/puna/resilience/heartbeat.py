@@ -12,7 +12,7 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.resilience.hang import PlaceWriter
-from puna.resilience.protocols import Failure, Heartbeat, Phase
+from puna.resilience.protocols import Failure, FailureKind, Heartbeat, Phase, RollBackError
 
 
 class HeartbeatWriter:
@@ -53,11 +53,15 @@ class HeartbeatWriter:
             lost_peer: It says only that another rank went away.
         """
         user = isinstance(error, PunaError)
+        message = f"{type(error).__name__}: {error}"
+        kind: FailureKind = "peer" if lost_peer else "crash"
+        if isinstance(error, RollBackError):
+            kind, message = "roll_back", str(error)
         note = Failure(
             self.rank,
             self.step,
-            "user" if user else ("peer" if lost_peer else "crash"),
-            error.message if user else f"{type(error).__name__}: {error}",
+            "user" if user else kind,
+            error.message if user else message,
             error.fix if user else None,
             details,
             time.monotonic(),
@@ -78,7 +82,7 @@ def read_heartbeats(folder: Path) -> list[Heartbeat]:
 def read_failures(folder: Path) -> list[Failure]:
     """Read the failure notes of an attempt, causes before consequences, then by time."""
     notes = [Failure(**values) for values in _read(folder, "failure-*.json")]
-    order = ("user", "crash", "peer")
+    order = ("user", "crash", "roll_back", "peer")
     return sorted(notes, key=lambda note: (order.index(note.kind), note.t_mono_s))
 
 

@@ -51,15 +51,23 @@ class Place:
         return f"rank {self.rank} is {where} after collective {self.n_collectives}"
 
 
+class RollBackError(Exception):
+    """A rank asks for the run to go on from an earlier state; newer ones are given up already."""
+
+
+FailureKind = Literal["user", "crash", "roll_back", "peer"]
+
+
 @dataclass(frozen=True)
 class Failure:
     """What a rank wrote down before it ended with an error."""
 
     rank: int
     step: int
-    kind: Literal["user", "crash", "peer"]
+    kind: FailureKind
     """``user``: bad input or environment, the same again after a restart; ``peer``: it lost contact
-    with another rank, so the cause is elsewhere; ``crash``: the rest."""
+    with another rank, so the cause is elsewhere; ``roll_back``: all are well, and go on from an
+    earlier state; ``crash``: the rest."""
     message: str
     fix: str | None
     details: str

@@ -16,6 +16,7 @@ from puna.core.ledger import Ledger, read_events
 from puna.core.progress import say
 from puna.resilience.hang import DATA, Missing, StepTimes, find_missing, innermost
 from puna.resilience.history import JobHistory
+from puna.resilience.policy import most_times
 from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Attempt, Heartbeat, Job, Place
 
@@ -56,7 +57,7 @@ class Fault:
     """Why an attempt ended."""
 
     what: str
-    """``killed``, ``hang``, ``crash``, ``exit`` or ``user``."""
+    """A detector of :data:`puna.resilience.policy.RULES`."""
     rank: int | None
     step: int
     detect_s: float
@@ -144,7 +145,7 @@ def _stop_if_hopeless(
     if fault.what == "user":
         raise PunaError(fault.message, fault.fix)
     n_times = 1 + sum(fault.signature == known.signature for known in earlier)
-    if n_times > _MOST_TIMES.get(fault.what, 1):
+    if n_times > most_times(fault.what):
         raise PunaError(
             f"the same failure happened {n_times} times at step {fault.step}: {fault.message}\n"
             f"{log_tail}",
@@ -157,10 +158,6 @@ def _stop_if_hopeless(
             "look for the cause in the log, or raise `max_restarts`",
         )
 
-
-_MOST_TIMES = {"killed": 2}
-"""An error that comes again at its step has its cause there. A kill says nothing of why: two in a
-row may be two bad nodes; the third at one step is most likely the memory that the step needs."""
 
 _REPEATED_FIX = {
     "killed": "most often memory runs out at this step: lower micro_batch, seq_len or nproc",
@@ -253,10 +250,10 @@ class _Watch:
             # One that only lost its peer does not explain one that died without a word.
             if failures and (failures[0].kind != "peer" or not silent):
                 note = failures[0]
-                what = "user" if note.kind == "user" else "crash"
+                what = "crash" if note.kind == "peer" else note.kind
                 return Fault(
                     what, note.rank, note.step, now_s - note.t_mono_s,
-                    note.message if what == "user" else f"rank {note.rank}: {note.message}",
+                    f"rank {note.rank}: {note.message}" if what == "crash" else note.message,
                     note.fix,
                 )  # fmt: skip
             dead = silent

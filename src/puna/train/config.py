@@ -21,6 +21,7 @@ from puna.train.checkpoint_config import CheckpointConfig
 from puna.train.eval_config import EvalConfig
 from puna.train.launch_config import LaunchConfig
 from puna.train.log_config import LogConfig
+from puna.train.numbers_config import NumbersConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
 from puna.train.sdc_config import SdcConfig
@@ -37,8 +38,8 @@ class FaultConfig(Config):
     step: int = Field(ge=0)
     """Step (from 0) in the middle of which it is hit."""
     what: FaultKind = "kill"
-    """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever) or `wait` (sleeps for
-    ever)."""
+    """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever), `wait` (sleeps for ever),
+    `nan` (a gradient that is no number) or `spike` (gradients a million times too large)."""
 
 
 class RestartConfig(Config):
@@ -185,6 +186,8 @@ class TrainingConfig(Config):
     """Checkpoints."""
     restart: Execution[RestartConfig] = Field(default_factory=RestartConfig)
     """Detection and restart."""
+    numbers: Execution[NumbersConfig] = Field(default_factory=NumbersConfig)
+    """What follows a loss or a gradient that cannot be right."""
     sdc: Execution[SdcConfig] = Field(default_factory=SdcConfig)
     """Checks for silent data corruption; they change no result."""
     fault: Execution[FaultConfig | None] = None

@@ -7,13 +7,11 @@ rate and the random numbers of a step are functions of the step alone, and the r
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from puna.core.errors import PunaError
 from puna.core.ledger import Ledger
 from puna.model.accounting import FLOPS_CONVENTION, account
 from puna.resilience.faults import FaultInjector, PlannedFault
@@ -30,6 +28,7 @@ from puna.train.schedule import lr_factor
 from puna.train.spec import JobSpec
 from puna.train.state import restore_state
 from puna.train.watch.heldout import HeldOutEvaluation
+from puna.train.watch.numbers import NumberWatch
 from puna.train.watch.profile import StepProfile
 from puna.train.watch.sdc import SdcWatch
 from puna.train.watch.writers import Writers
@@ -48,8 +47,9 @@ def train(
         events: Ledger, bound to the job.
 
     Raises:
-        PunaError: The loss is no number any more, a checkpoint cannot be saved, or the data or the
+        PunaError: The loss stays no number, a checkpoint cannot be saved, or the data or the
             weights to start from are bad.
+        RollBackError: The run is to go on from an earlier state.
     """
     cfg = spec.training
     source = spec.source.open()
@@ -64,8 +64,9 @@ def train(
     watch = _watch(spec, attempt, first_step, model, precision, heart, events)
     meter, evaluation = watch.meter, watch.evaluation
     _tell_start(spec, attempt, world, precision, meter, events)
-    injector = _fault_injector(spec, world, events)
     sdc = SdcWatch(spec, model, state.tensors, events, first_step)
+    injector = _fault_injector(spec, world, events)
+    numbers = NumberWatch(spec, model, sdc, injector, tiers, events, first_step)
 
     with (
         BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed,
@@ -80,22 +81,20 @@ def train(
             lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.n_steps)
             with clock.part("data"):
                 batch = feed.get(step)
-            loss = sdc.forward_backward(step, batch)
-            injector.at(step)
+            found = numbers.compute(step, batch)
             with clock.part("optimizer"):
-                grad_norm = model.clip_gradients(cfg.clip_norm)
-            _check_finite(step, loss, grad_norm, lr)
-            with clock.part("optimizer"):
-                set_lr(optimizer, lr)
-                optimizer.step()
+                if found.is_update:
+                    set_lr(optimizer, lr)
+                    optimizer.step()
+                    state.average.update(step)
                 optimizer.zero_grad(set_to_none=True)
-                state.average.update(step)
                 sdc.after_update(step)
-            meter.end(
-                step, model.report, seq_len=batch.tokens_BT.shape[1],
-                n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step), loss=loss,
-                lr=lr, grad_norm=grad_norm,
-            )  # fmt: skip
+            if found.is_update:
+                meter.end(
+                    step, model.report, seq_len=batch.tokens_BT.shape[1],
+                    n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step),
+                    loss=found.loss, lr=lr, grad_norm=found.grad_norm,
+                )  # fmt: skip
             if profile.after_step():
                 heart.beat("done", step + 1)
                 return
@@ -161,20 +160,6 @@ def _fault_injector(spec: JobSpec, world: World, events: Ledger) -> FaultInjecto
     fault = spec.training.fault
     planned = PlannedFault(fault.rank, fault.step, fault.what) if fault and fault.enabled else None
     return FaultInjector(planned, world.rank, spec.job, events)
-
-
-def _check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
-    """Stop a run that has left the numbers; a restart would only repeat it.
-
-    Raises:
-        PunaError: The loss or the norm of the gradient is NaN or infinite.
-    """
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise PunaError(
-            f"step {step}: the loss is {loss} and the gradient's norm {grad_norm} (lr {lr:.3g})",
-            "lower optim.lr, lengthen schedule.warmup or lower clip_norm; the checkpoints before "
-            "this step are good",
-        )
 
 
 def _mix_seed(seed: int, step: int, rank: int) -> int:

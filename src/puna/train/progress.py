@@ -52,12 +52,10 @@ class TrainProgress:
     def update(self) -> None:
         """Read what the ledger has got since the last call."""
         for event in self._new_events():
-            if event.get("kind") == "train.log_failed" and event.get("job") == self._job:
-                say(
-                    ("warning: ", "yellow"),
-                    f"{event['target']} gets no more numbers, the training goes on: {event['why']}",
-                )
-            if event.get("kind") != "train.step" or event.get("job") != self._job:
+            if event.get("job") != self._job:
+                continue
+            _tell(event)
+            if event["kind"] != "train.step":
                 continue
             n_new = event["step"] + 1 - self._steps_done
             if n_new > 0 and self._bar is not None:
@@ -82,3 +80,14 @@ class TrainProgress:
                     yield json.loads(line)
                 except ValueError:
                     continue  # torn by a process that died while writing
+
+
+def _tell(event: dict[str, Any]) -> None:
+    if event["kind"] == "train.log_failed":
+        say(
+            ("warning: ", "yellow"),
+            f"{event['target']} gets no more numbers, the training goes on: {event['why']}",
+        )
+    elif event["kind"] == "train.anomaly":
+        what = f"{event['seen']}; {event['action'].replace('_', ' ')}: {event['result']}"
+        say(("  anomaly", "yellow"), f": step {event['step']}: {what}")

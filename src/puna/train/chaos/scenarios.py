@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from puna.resilience.processes import parent_of
 from puna.train.chaos.subject import EVERY, Subject
@@ -32,6 +32,7 @@ class Scenario:
         ends: ``same``: like the run without a fault. ``stopped``: with one message, after two
             attempts.
         bad_step: Step whose data are broken.
+        training: What the training's configuration has beside, such as a fault inside a step.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Scenario:
     tier: str | None = None
     ends: Literal["same", "stopped"] = "same"
     bad_step: int = -1
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _kill_rank(subject: Subject) -> None:
@@ -158,7 +160,14 @@ def _flip_snapshots(subject: Subject) -> None:
 
 
 def _nothing(subject: Subject) -> None:
-    """Leave it alone: its data are bad."""
+    """Leave it alone: its data are bad, or it hurts itself."""
+
+
+def _inside(what: str) -> dict[str, Any]:
+    """Configure a fault inside a step, and a comparison with few steps."""
+    return {
+        "fault": {"rank": 0, "step": _LATE, "what": what}, "numbers": {"window": EVERY},
+    }  # fmt: skip
 
 
 SAME = "the same loss, gradient norm and weights, bit by bit"
@@ -201,4 +210,8 @@ SCENARIOS = (
     Scenario("bad-data", "the data of a step always raise an error",
              "two attempts, then one message and exit code 2", _nothing, ends="stopped",
              bad_step=_LATE, detect_s=None),
+    Scenario("nan", "a gradient of one rank is no number, once",
+             f"the step is computed again; {SAME}", _nothing, training=_inside("nan")),
+    Scenario("spike", "the gradients of one rank are a million times too large, once",
+             f"the step is computed again; {SAME}", _nothing, training=_inside("spike")),
 )  # fmt: skip

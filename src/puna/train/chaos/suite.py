@@ -15,6 +15,7 @@ from puna.train.chaos.subject import MissedError, Subject
 
 _WAIT_S = 180.0
 _TRIES = 3
+_NOTICES = ("fault.detected", "train.anomaly")
 _WEIGHTS = Path("model") / "model.safetensors"
 
 
@@ -27,7 +28,7 @@ class Verdict:
         fault: What happened.
         expected: What had to follow.
         problems: What did not; empty when all held.
-        detect_s: From the first blow to its notice by the supervisor.
+        detect_s: From the first blow to its notice.
         gap_s: From the first blow to the first step of the next attempt.
         tier: Where the state came from, in the last restart.
         steps_again: Steps computed again.
@@ -95,7 +96,9 @@ def _run(
     start_s = time.monotonic()
     verdict = Verdict(scenario.name, scenario.fault, scenario.expected)
     for number in range(_TRIES):
-        subject = Subject(folder / scenario.name, n_ranks, scenario.bad_step, seed + number)
+        subject = Subject(
+            folder / scenario.name, n_ranks, scenario.bad_step, seed + number, **scenario.training
+        )
         subject.start()
         try:
             scenario.inject(subject)
@@ -156,14 +159,18 @@ def _measure(subject: Subject, verdict: Verdict) -> None:
     verdict.tier = restores[-1]["tier"] if restores else None
     steps = [event["step"] for event in events if event["kind"] == "train.step"]
     verdict.steps_again = len(steps) - len(set(steps))
-    if not subject.hurt_at_s:
+    hurts_s = [
+        *subject.hurt_at_s,
+        *(event["t_mono_s"] for event in events if event["kind"] == "fault.injected"),
+    ]
+    if not hurts_s:
         return
-    hurt_s = subject.hurt_at_s[0]
+    hurt_s = hurts_s[0]
     for event in events:
         after_s = event["t_mono_s"] - hurt_s
         if after_s <= 0:
             continue
-        if event["kind"] == "fault.detected" and verdict.detect_s is None:
+        if event["kind"] in _NOTICES and verdict.detect_s is None:
             verdict.detect_s = after_s
         if event["kind"] == "train.step" and event["attempt"] > 0 and verdict.gap_s is None:
             verdict.gap_s = after_s

@@ -153,7 +153,7 @@ class DurableStore:
                 older = [step for step in self.steps() if step < manifest.step]
                 if not is_no_room(error) or len(older) < 2:  # the last good one stays
                     raise
-                self._drop(older[-1:])
+                self.remove(older[-1:])
 
     def upload(self, folder: Path, manifest: Manifest) -> None:
         """Write the shards that the store does not have, then the manifest; drop the oldest.
@@ -187,9 +187,9 @@ class DurableStore:
             "train.upload", step=manifest.step, url=self.url, seconds=time.monotonic() - start_s,
             n_bytes=manifest.n_bytes, written_bytes=n_bytes, written_shards=n_new,
         )  # fmt: skip
-        self._drop(self.steps()[self._keep :])
+        self.remove(self.steps()[self._keep :])
 
-    def _drop(self, steps: list[int]) -> None:
+    def remove(self, steps: list[int]) -> None:
         """Remove checkpoints, and the shards that no other one has."""
         if not steps:
             return

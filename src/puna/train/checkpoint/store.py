@@ -342,6 +342,29 @@ class CheckpointStore:
             self._events.emit("train.store_failed", url=self.durable.url, error=error.message)
             return []
 
+    def has_state_until(self, step: int) -> bool:
+        """Tell whether there is a checkpoint of a step or of one before, on disk or in the store.
+
+        Raises:
+            PunaError: There is none on disk, and the store cannot be read.
+        """
+        return any(one <= step for one in list_steps(self._folder)) or any(
+            one <= step for one in self._steps_in_store(is_needed=True)
+        )
+
+    def give_up_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, on disk and in the store; rank 0 calls it.
+
+        Raises:
+            PunaError: The store cannot be written.
+        """
+        if self.durable is not None:
+            self.durable.wait()
+            self.durable.remove([one for one in self.durable.steps() if one > step])
+        for one in list_steps(self._folder):
+            if one > step:
+                remove_tree(step_dir(self._folder, one))
+
     def _discard(self, step: int, why: str) -> None:
         self._events.emit("train.checkpoint_damaged", durable=True, step=step, why=why)
         remove_tree(step_dir(self._folder, step))

@@ -22,7 +22,7 @@ from puna.core.ledger import Ledger
 from puna.train.checkpoint.recall import recall
 from puna.train.checkpoint.repair import Served, ShardSource
 from puna.train.checkpoint.replica import PEERS_DIR, Replicas
-from puna.train.checkpoint.snapshot import MemoryShards, Snapshots
+from puna.train.checkpoint.snapshot import MemoryShards, SnapshotNote, Snapshots
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.config import CheckpointConfig
 from puna.train.parallel.world import World
@@ -130,6 +130,30 @@ class CheckpointTiers:
                 "train.restored", step=step, tier=tier, shards=[one.to_json() for one in served]
             )
         return Restored(step, tier)
+
+    def give_up_after(self, step: int) -> bool:
+        """Remove every state newer than ``step``, from all tiers, if there is one to go back to.
+
+        That is a checkpoint, or the start while none is due; a state in memory alone may be lost
+        before the next attempt has it.
+
+        Raises:
+            PunaError: A checkpoint that is being written could not be saved and must be.
+        """
+        self.wait()
+        is_first = self._world.rank == 0
+        found = self._store.has_state_until(step) if is_first else False
+        if not self._world.from_first(found or step < self._config.every):
+            return False
+        if is_first:
+            self._store.give_up_after(step)
+        if self._memory is not None:
+            for path in self._memory.rglob("*.json"):
+                note = SnapshotNote.read(path)
+                if note is not None and note.step > step:
+                    path.unlink(missing_ok=True)
+        self._world.gather(None)  # nobody leaves before all is removed
+        return True
 
     def is_due(self, step: int, *, final: bool) -> bool:
         """Tell whether some tier takes the state after a step."""

@@ -25,6 +25,8 @@ _PHASES = {
     "train.eval": "evaluation",
     "fault.injected": "recomputed",
     "fault.detected": "detection",
+    "train.anomaly": "recomputed",
+    "train.skip": "recomputed",
     "attempt.start": "restart_init",
     "recovery.start": "restart_init",
     "recovery.done": "restart_init",
@@ -184,6 +186,9 @@ def _incidents(
             message = "the whole run was stopped and started again"
         elif kind == "train.checkpoint_damaged":
             message = f"the checkpoint of step {step} was damaged: {event.get('why')}"
+        elif kind == "train.anomaly":
+            action = event["action"].replace("_", " ")
+            message = f"step {step}: {event['seen']}; {action}: {event['result']}"
         elif kind == "train.checkpoint_failed":
             message = f"the checkpoint of step {step} was not saved: {event.get('error')}"
         if message:
