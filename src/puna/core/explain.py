@@ -50,8 +50,12 @@ def explain_validation(
             fixes.append(f"add {path[-1]} = ... to it")
         else:
             at = f"{dotted}: " if dotted else ""
-            lines.append(f"{source}: {at}{message} (got {_short(item['input'])})")
-            fixes.append(f"correct {dotted}" if dotted else "correct the values named")
+            # A rule over several keys names their values itself.
+            is_rule = item["type"] == "value_error" and isinstance(item["input"], Mapping)
+            got = "" if is_rule else f" (got {_short(item['input'])})"
+            lines.append(f"{source}: {at}{message}{got}")
+            named = f"the values named{' in ' + dotted if dotted else ''}"
+            fixes.append(f"correct {dotted}" if dotted and not is_rule else f"correct {named}")
     rest = len(errors) - _MAX_SHOWN
     if rest > 0:
         lines.append(f"... and {rest} more")
