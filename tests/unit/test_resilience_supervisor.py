@@ -17,7 +17,7 @@ from puna.resilience.faults import FaultInjector, PlannedFault, was_injected
 from puna.resilience.heartbeat import HeartbeatWriter, read_failures, read_heartbeats
 from puna.resilience.history import JobHistory, read_history
 from puna.resilience.processes import process_alive
-from puna.resilience.protocols import Failure, Heartbeat, Phase, Place
+from puna.resilience.protocols import Failure, Fault, Heartbeat, Phase, Place
 from puna.resilience.supervisor import RestartPolicy, supervise
 
 POLICY = RestartPolicy(max_restarts=3, hang_timeout_s=0.15, start_timeout_s=0.3, max_backoff_s=0.0)
@@ -75,6 +75,12 @@ class FakeJob:
         self.started: list[int] = []
         self.prepared: list[int] = []
         self.is_closed = False
+
+    def blame(self, fault: Fault, attempt: int) -> bool:
+        return False
+
+    def wants_restart(self) -> str | None:
+        return None
 
     def prepare(self, attempt: int) -> None:
         self.prepared.append(attempt)

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("puna.cli.plan:plan", "Time, memory, cost and failures of a training, predicted."),
     "train": ("puna.cli.train:train", "Pretraining; what it will need at any scale."),
     "resilience": ("puna.cli.resilience:resilience", "What the checks of a training find."),
+    "cluster": ("puna.cli.cluster:cluster", "The nodes of a run; which are not trusted, and why."),
     "launch": ("puna.cli.launch:launch", "Write the files that start a training on many nodes."),
     "post": ("puna.cli.post:post", "Instruction pairs and supervised fine-tuning."),
     "eval": ("puna.cli.eval:evaluate", "Bits per byte and samples."),

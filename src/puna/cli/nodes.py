@@ -62,7 +62,8 @@ def leading(recipe: Recipe) -> Iterator[None]:
         yield
         code = 0
     finally:
-        leader.wait_for(leader.call("end", nodes=launch.nodes, code=code), launch.node_timeout_s)
+        call = leader.call("end", nodes=launch.nodes + launch.spares, code=code)
+        leader.wait_for(call, launch.node_timeout_s)
 
 
 def _folder(recipe: Recipe) -> Path:

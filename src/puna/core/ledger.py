@@ -89,6 +89,33 @@ def read_events(path: Path, *kinds: str) -> Iterator[dict[str, Any]]:
                 yield event
 
 
+class LedgerTail:
+    """What a ledger gets from now on.
+
+    Args:
+        path: A ledger file, or where one may come; None for none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path is not None and path.exists() else 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the events since the last call."""
+        if self._path is None or not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # still being written; read again from here
+                self._offset += len(line)
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue  # torn by a process that died while writing
+
+
 def _close_torn_line(path: Path) -> None:
     with path.open("rb+") as file:
         if file.seek(0, os.SEEK_END) == 0:

@@ -26,6 +26,8 @@ because the whole run was killed and started again later."""
 
 _CHARGED_TO = {
     "attempt.start": "restart_init",
+    "attempt.crew": "restart_init",
+    "world.changed": "restart_init",
     "recovery.start": "restart_init",
     "recovery.done": "restart_init",
     "train.start": "restart_init",

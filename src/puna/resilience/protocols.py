@@ -77,6 +77,27 @@ class Failure:
     """Machine of the rank."""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Why an attempt ended."""
+
+    what: str
+    """A detector of :data:`puna.resilience.policy.RULES`; or ``planned``: nothing failed, the job
+    wants another attempt."""
+    rank: int | None
+    step: int
+    detect_s: float
+    message: str
+    fix: str | None = None
+    stacks: dict[int, str] | None = None
+    """Of a hang: files with the stacks of the ranks."""
+
+    @property
+    def signature(self) -> tuple[str, int, str]:
+        """Equal for two faults that are the same failure at the same step."""
+        return (self.what, self.step, self.message if self.what in ("crash", "exit") else "")
+
+
 class Attempt(Protocol):
     """One running attempt of a job: a tree of processes."""
 
@@ -119,6 +140,14 @@ class Job(Protocol):
 
     def start(self, attempt: int) -> Attempt:
         """Start an attempt (numbered from 0 over the whole life of the job)."""
+        ...
+
+    def blame(self, fault: Fault, attempt: int) -> bool:
+        """Write down whose fault it was; tell whether the next attempt goes without that node."""
+        ...
+
+    def wants_restart(self) -> str | None:
+        """Return why the attempt should end now though it has no fault; None to go on."""
         ...
 
     def prepare(self, attempt: int) -> None:

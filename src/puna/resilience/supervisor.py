@@ -18,7 +18,7 @@ from puna.resilience.hang import DATA, Missing, StepTimes, find_missing, innermo
 from puna.resilience.history import JobHistory
 from puna.resilience.policy import most_times
 from puna.resilience.processes import process_alive
-from puna.resilience.protocols import Attempt, Heartbeat, Job, Place
+from puna.resilience.protocols import Attempt, Fault, Heartbeat, Job, Place
 
 POLL_S = 0.05
 _HANG_STEPS = 10
@@ -50,26 +50,6 @@ class RestartPolicy:
     max_backoff_s: float = 30.0
     hang_floor_s: float = 2.0
     standby_after_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why an attempt ended."""
-
-    what: str
-    """A detector of :data:`puna.resilience.policy.RULES`."""
-    rank: int | None
-    step: int
-    detect_s: float
-    message: str
-    fix: str | None = None
-    stacks: dict[int, str] | None = None
-    """Of a hang: files with the stacks of the ranks."""
-
-    @property
-    def signature(self) -> tuple[str, int, str]:
-        """Equal for two faults that are the same failure at the same step."""
-        return (self.what, self.step, self.message if self.what in ("crash", "exit") else "")
 
 
 @dataclass(frozen=True)
@@ -118,7 +98,7 @@ def _supervise(
     on_tick: Callable[[], None],
 ) -> Outcome:
     faults: list[Fault] = []
-    attempt, furthest, fruitless = history.next_attempt, history.steps_done, 0
+    attempt, furthest, fruitless, n_planned = history.next_attempt, history.steps_done, 0, 0
     down_since_s = time.monotonic() if attempt > 0 else None
     while True:
         if down_since_s is not None:
@@ -127,11 +107,17 @@ def _supervise(
         watch = _Watch(job, attempt, events, policy, furthest, down_since_s, on_tick, patience)
         fault = watch.run()
         if fault is None:
-            return Outcome(len(faults) + 1, tuple(faults))
+            return Outcome(len(faults) + n_planned + 1, tuple(faults))
+        if fault.what == "planned":
+            say(f"  {fault.message}")
+            furthest, down_since_s = max(furthest, watch.furthest), None
+            attempt, n_planned = attempt + 1, n_planned + 1
+            continue
         down_since_s = time.monotonic()
         fruitless = 0 if watch.furthest > furthest else fruitless + 1
         furthest = max(furthest, watch.furthest)
-        _stop_if_hopeless(fault, faults, fruitless, policy, watch.log_tail)
+        if not job.blame(fault, attempt):
+            _stop_if_hopeless(fault, faults, fruitless, policy, watch.log_tail)
         faults.append(fault)
         say(("  fault", "yellow"), f": {fault.message}; starting again from the last checkpoint")
         if fruitless:
@@ -227,6 +213,9 @@ class _Watch:
                         message=fault.message, stacks=fault.stacks,
                     )  # fmt: skip
                 return fault
+            why = self._job.wants_restart()
+            if why is not None:
+                return Fault("planned", None, self.furthest, 0.0, why)
             self._on_tick()
             time.sleep(POLL_S)
 

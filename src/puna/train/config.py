@@ -23,6 +23,7 @@ from puna.train.launch_config import LaunchConfig
 from puna.train.log_config import LogConfig
 from puna.train.numbers_config import NumbersConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
+from puna.train.restart_config import RestartConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
 from puna.train.sdc_config import SdcConfig
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
@@ -40,28 +41,6 @@ class FaultConfig(Config):
     what: FaultKind = "kill"
     """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever), `wait` (sleeps for ever),
     `nan` (a gradient that is no number) or `spike` (gradients a million times too large)."""
-
-
-class RestartConfig(Config):
-    """When a run counts as hung, and how often it is started again."""
-
-    max_restarts: int = Field(default=10, ge=0)
-    """Restarts in a row without one new step."""
-    hang_timeout_s: float = Field(default=60.0, gt=0)
-    """Longest silence of a rank inside a step; ten times the longest step so far when that is more,
-    so that a slow machine is not taken for a hung one. Holds while few steps are known, and while a
-    rank waits for its batch; after that `hang_floor_s` does, if it gives less."""
-    hang_floor_s: float = Field(default=2.0, gt=0)
-    """Longest silence of a rank inside a step once the job has shown how long its steps take; ten
-    times the longest of the last 64 steps when that is more. Four times as much after each hang, so
-    that a false alarm is not raised twice."""
-    standby: bool = True
-    """Have processes with all imports done wait for a restart, on one node. Each takes the memory
-    of an idle process, about 0.5 GB."""
-    standby_after_s: float = Field(default=60.0, ge=0)
-    """Seconds after which they are started: a short run does not pay for them."""
-    start_timeout_s: float = Field(default=300.0, gt=0)
-    """Longest silence of a rank while it starts (to the end of its first step) or saves."""
 
 
 ScheduleKind = Literal[
@@ -229,6 +208,11 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"sdc.replay_every={self.sdc.replay_every} compares micro-batches of ranks, and "
                 f"parallel.tp={p.tp} x cp={p.cp} x pp={p.pp} cuts them; set it to 0"
+            )
+        if (self.restart.min_nproc or 1) > self.nproc:
+            raise ValueError(
+                f"restart.min_nproc={self.restart.min_nproc} is more than nproc={self.nproc}; "
+                f"use at most {self.nproc}"
             )
         fault = self.fault
         if fault is not None and fault.enabled:

@@ -10,16 +10,18 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
 from puna.core.progress import say
+from puna.resilience.burn_in import BurnIn
 from puna.resilience.heartbeat import read_heartbeats
 from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Heartbeat
 from puna.train.launch import start_ranks
 from puna.train.launch_config import LaunchConfig
-from puna.train.nodes import Board, Call
+from puna.train.nodes import Board, BurnInOrder, Call
 from puna.train.spec import JobSpec
 
 _POLL_S = 0.05
@@ -39,12 +41,14 @@ def follow(folder: Path, node: int, config: LaunchConfig) -> int:
     Raises:
         PunaError: Node 0 does not come, or does not come back.
     """
-    if not 0 < node < config.nodes:
+    n_nodes = config.nodes + config.spares
+    if not 0 < node < n_nodes:
+        spares = f" and spares = {config.spares}" if config.spares else ""
         raise PunaError(
-            f"this is node {node}, and launch.nodes = {config.nodes}", "nodes count from 0"
+            f"this is node {node}, and launch.nodes = {config.nodes}{spares}", "nodes count from 0"
         )
-    say(("node ", "bold"), f"{node} of {config.nodes} waits for node 0")
-    board, share, done = Board(folder, node), _Share(node), None
+    say(("node ", "bold"), f"{node} of {n_nodes} waits for node 0")
+    board, share, tests, done = Board(folder, node), _Share(node), _Tests(), None
     try:
         while True:
             silent_s = board.leader_silent_s()
@@ -65,10 +69,49 @@ def follow(folder: Path, node: int, config: LaunchConfig) -> int:
                     return call.code
                 share.obey(call)
                 done = call
-            board.tell(done, share.exit_code(), share.dead())
+            tests.go_on(board.test_order(), is_idle=share.is_idle)
+            board.tell(done, share.exit_code(), share.dead(), **tests.state())
             time.sleep(_POLL_S)
     finally:
         share.stop()
+        tests.stop()
+
+
+class _Tests:
+    """The burn-in of this node, while it is in quarantine."""
+
+    def __init__(self) -> None:
+        self._burn_in: BurnIn | None = None
+        self._order: BurnInOrder | None = None
+        self._tested = 0
+        self._failed: tuple[str, ...] = ()
+
+    def go_on(self, order: BurnInOrder | None, *, is_idle: bool) -> None:
+        """Begin a test that is wanted, or look whether it is over; ranks come first."""
+        if order is None or not is_idle or order != self._order:
+            self.stop()
+        if order is None or not is_idle or order.number == self._tested:
+            return
+        if self._burn_in is None:
+            say(f"  in quarantine: testing this node for {order.seconds:.0f} s")
+            self._order, self._burn_in = order, BurnIn(order.seconds)
+        failed = self._burn_in.failed()
+        if failed is not None:
+            self._tested, self._failed = order.number, tuple(failed)
+            self.stop()
+
+    def state(self) -> dict[str, Any]:
+        """What the leader is told."""
+        return {
+            "tested": self._tested, "failed": self._failed,
+            "is_testing": self._burn_in is not None,
+        }  # fmt: skip
+
+    def stop(self) -> None:
+        """End a test that runs."""
+        if self._burn_in is not None:
+            self._burn_in.stop()
+            self._burn_in = None
 
 
 class _Share:
@@ -83,12 +126,17 @@ class _Share:
     def obey(self, call: Call) -> None:
         """Start or stop the ranks."""
         self.stop()
-        if call.what == "start" and self._node < call.nodes:
+        if call.what == "start" and self._node in call.others:
             self._spec, self._attempt = JobSpec.read(Path(call.job)), call.attempt
             say(f"  attempt {call.attempt}: starting the ranks of this node")
             self._process = start_ranks(
                 self._spec, Path(call.job), call.attempt, self._node
             )  # fmt: skip
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no rank of this node runs."""
+        return self._process is None
 
     def exit_code(self) -> int | None:
         """Exit code of the agent; None while it runs, and without one."""

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from puna.resilience.hang import collect_stacks, read_places
 from puna.resilience.heartbeat import read_failures, read_heartbeats
 from puna.resilience.processes import NO_PROCESS, process_alive
 from puna.resilience.protocols import Failure, Heartbeat, Place
+from puna.resilience.supervisor import Fault
+from puna.train.elastic import spec_of
+from puna.train.fleet import Crew, Fleet
 from puna.train.launch_config import LaunchConfig
 from puna.train.nodes import NODES_DIR, Call, Leader, NodeState, endpoint
 from puna.train.parallel.threads import thread_env
@@ -53,27 +57,42 @@ class TrainJob:
         self._spec = spec
         self._path = spec.write()
         self._leader: Leader | None = None
-        self._standby: tuple[int, subprocess.Popen[bytes]] | None = None
+        self._standby: tuple[int, Crew, subprocess.Popen[bytes]] | None = None
         if spec.training.launch.nodes > 1:
             endpoint(spec.training.launch)
             self._leader = Leader.of(nodes_folder(spec))
+        self._fleet = Fleet(spec, self._leader, nodes_folder(spec).parent)
 
     @property
     def n_ranks(self) -> int:
         """Number of ranks that an attempt has."""
-        return self._spec.training.nproc
+        return self._fleet.n_ranks
+
+    def blame(self, fault: Fault, attempt: int) -> bool:
+        """Write down whose fault it was; tell whether the next attempt goes without that node."""
+        return self._fleet.blame(fault, attempt)
+
+    def wants_restart(self) -> str | None:
+        """Return why the attempt should end now though it has no fault; None to go on."""
+        return self._fleet.wants_restart()
 
     def prepare(self, attempt: int) -> None:
         """Start processes that get ready for an attempt and wait; on one node only."""
         if self._leader is None and self._standby is None:
             self._new_folder(attempt)
-            process = start_ranks(self._spec, self._path, attempt, is_standby=True)
-            self._standby = attempt, process
+            crew = self._fleet.preview()
+            spec, path = self._spec_of(crew)
+            process = start_ranks(spec, path, attempt, places=crew.numbers, is_standby=True)
+            self._standby = attempt, crew, process
 
     def close(self) -> None:
         """End what waits."""
+        self._fleet.close()
+        self._end_standby()
+
+    def _end_standby(self) -> None:
         if self._standby is not None:
-            _, process = self._standby
+            _, _, process = self._standby
             self._standby = None
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -82,22 +101,32 @@ class TrainJob:
     def start(self, attempt: int) -> TrainAttempt:
         """Start the processes of an attempt, or tell those that wait for it."""
         folder, kept = self._spec.attempt_dir(attempt), self._stacks_folder(attempt)
+        crew = self._fleet.choose(attempt)
         if self._standby is not None:
-            number, process = self._standby
-            if number == attempt and process.poll() is None:
+            number, waiting, process = self._standby
+            if (number, waiting) == (attempt, crew) and process.poll() is None:
                 self._standby = None
                 (folder / GO_FILE).touch()
                 return TrainAttempt(process, folder, kept)
-            self.close()
+            self._end_standby()
         self._new_folder(attempt)
+        spec, path = self._spec_of(crew)
         if self._leader is None:
-            return TrainAttempt(start_ranks(self._spec, self._path, attempt), folder, kept)
-        launch = self._spec.training.launch
+            process = start_ranks(spec, path, attempt, places=crew.numbers)
+            return TrainAttempt(process, folder, kept)
         call = self._leader.call(
-            "start", nodes=launch.nodes, job=str(self._path), attempt=attempt
+            "start", nodes=len(crew.places), members=crew.numbers, job=str(path), attempt=attempt
         )  # fmt: skip
-        process = start_ranks(self._spec, self._path, attempt)
-        return ManyNodesAttempt(process, folder, kept, self._leader, call, launch.node_timeout_s)
+        process = start_ranks(spec, path, attempt)
+        timeout_s = spec.training.launch.node_timeout_s
+        return ManyNodesAttempt(process, folder, kept, self._leader, call, timeout_s)
+
+    def _spec_of(self, crew: Crew) -> tuple[JobSpec, Path]:
+        """Return the job on so many ranks, and its file."""
+        if crew.n_ranks == self._spec.training.nproc:
+            return self._spec, self._path
+        spec = spec_of(self._spec, crew.n_ranks)
+        return spec, spec.write(f"job-{crew.n_ranks}.json")
 
     def _stacks_folder(self, attempt: int) -> Path:
         run = self._spec.ledger.parent if self._spec.ledger else self._spec.out
@@ -115,7 +144,13 @@ def nodes_folder(spec: JobSpec) -> Path:
 
 
 def start_ranks(
-    spec: JobSpec, path: Path, attempt: int, node: int = 0, *, is_standby: bool = False
+    spec: JobSpec,
+    path: Path,
+    attempt: int,
+    node: int = 0,
+    *,
+    places: Sequence[int] = (),
+    is_standby: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start the ranks of this node.
 
@@ -124,12 +159,18 @@ def start_ranks(
         path: Its file.
         attempt: Number of the attempt; its folder exists.
         node: Number of this node.
+        places: GPUs of this machine that the ranks take; the first ones when empty.
         is_standby: They get ready and wait.
     """
     folder, launch = spec.attempt_dir(attempt), spec.training.launch
     per_node = spec.training.nproc // launch.nodes
     worker = ["puna.train.worker", str(path), str(attempt)]
     env = {**os.environ, **thread_env(per_node), "PYTHONUNBUFFERED": "1", NODE_ENV: str(node)}
+    if list(places) != list(range(len(places))):
+        seen = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(
+            seen[place] if place < len(seen) and seen[0] else str(place) for place in places
+        )
     if spec.training.nproc == 1:
         env[PARENT_ENV] = str(os.getpid())
         command = [sys.executable, "-m", *worker]
@@ -251,7 +292,7 @@ class ManyNodesAttempt(TrainAttempt):
 
     def kill(self) -> None:
         """End the ranks of all nodes; a node that shows no sign of life is not waited for."""
-        call = self._leader.call("stop", nodes=self._call.nodes)
+        call = self._leader.call("stop", nodes=self._call.nodes, members=self._call.members)
         super().kill()
         self._leader.wait_for(call, self._timeout_s)
 
@@ -271,7 +312,7 @@ class ManyNodesAttempt(TrainAttempt):
         ]
 
     def _states(self) -> dict[int, tuple[NodeState | None, float]]:
-        return {node: self._leader.state(node) for node in range(1, self._call.nodes)}
+        return {node: self._leader.state(node) for node in self._call.others}
 
     def _from_afar(self, beat: Heartbeat, state: NodeState | None, silent_s: float) -> Heartbeat:
         is_lost = silent_s > self._timeout_s

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from puna.core.config import Config
 
@@ -18,6 +20,8 @@ class LaunchConfig(Config):
 
     nodes: int = Field(default=1, ge=1)
     """Machines; `nproc` ranks are divided among them."""
+    spares: int = Field(default=0, ge=0)
+    """Machines more, numbered after the others, that sign on and wait to replace a lost one."""
     rdzv_endpoint: str = Field(default="", pattern=r"^([^\s:]+:\d{1,5})?$")
     """`host:port` of node 0, by which the ranks meet; the port must be free and reachable. Empty:
     from the environment, `PUNA_RDZV_ENDPOINT`."""
@@ -26,3 +30,12 @@ class LaunchConfig(Config):
     one node what another one wrote."""
     wait_s: float = Field(default=600.0, gt=0)
     """How long the other nodes wait for node 0, at the start and after it was lost."""
+
+    @model_validator(mode="after")
+    def _spares_of_several(self) -> Self:
+        if self.spares and self.nodes == 1:
+            raise ValueError(
+                f"launch.spares={self.spares} replace nodes other than node 0, and "
+                "launch.nodes=1; use nodes=2 or more, or spares=0"
+            )
+        return self

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
-from puna.core.ledger import Ledger
+from puna.core.ledger import Ledger, LedgerTail
 from puna.core.progress import Bar, progress, say
 from puna.core.units import format_rate
 from puna.resilience.history import read_history
@@ -25,10 +23,10 @@ class TrainProgress:
     """
 
     def __init__(self, name: str, spec: JobSpec, events: Ledger) -> None:
-        self._job, self._path = spec.job, events.path
+        self._job = spec.job
         self._tokens_before = spec.training.tokens_before
         self._steps_done = read_history(events.path, spec.job).steps_done
-        self._offset = events.path.stat().st_size if events.path and events.path.exists() else 0
+        self._tail = LedgerTail(events.path)
         self._manager: AbstractContextManager[Bar] = progress(
             name,
             total=self._tokens_before(spec.training.n_steps),
@@ -51,7 +49,7 @@ class TrainProgress:
 
     def update(self) -> None:
         """Read what the ledger has got since the last call."""
-        for event in self._new_events():
+        for event in self._tail.read():
             if event.get("job") != self._job:
                 continue
             _tell(event)
@@ -66,20 +64,6 @@ class TrainProgress:
                     f"MFU {event['mfu']:.0%}"
                 )
                 self._bar.advance(self._tokens_before(self._steps_done) - before, note)
-
-    def _new_events(self) -> Iterator[dict[str, Any]]:
-        if self._path is None or not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # still being written; read again from here
-                self._offset += len(line)
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    continue  # torn by a process that died while writing
 
 
 def _tell(event: dict[str, Any]) -> None:

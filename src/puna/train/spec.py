@@ -149,9 +149,9 @@ class JobSpec:
             }
         )
 
-    def write(self) -> Path:
+    def write(self, name: str = JOB_FILE) -> Path:
         """Write ``job.json`` and return its path."""
-        path = self.state_dir / JOB_FILE
+        path = self.state_dir / name
         write_json(
             path,
             {

@@ -26,6 +26,7 @@ from puna.resilience.history import read_history
 from puna.resilience.supervisor import RestartPolicy, supervise
 from puna.tokens.shards import is_remote
 from puna.train.config import PretrainConfig, TrainingConfig
+from puna.train.elastic import check_elastic
 from puna.train.launch import TrainJob
 from puna.train.log_config import check_log
 from puna.train.parallel.layout import check_layout
@@ -237,6 +238,7 @@ def _check(cfg: TrainingConfig, model: LlamaConfig, source: SourceSpec) -> None:
             "lower seq_len, or raise max_seq_len in the model's section",
         )
     check_layout(cfg, model)
+    check_elastic(cfg, model)
     check_log(cfg.log)
     opened = source.open()
     if opened.n_rows != cfg.global_batch:

@@ -67,8 +67,8 @@ class LaunchJob:
                 raise PunaError(f"{text!r} has a control character", "write it without")
         nodes = cfg.launch.nodes
         return cls(
-            name, recipe, overrides, nodes, cfg.nproc // nodes, cfg.device != "cpu",
-            cfg.launch.rdzv_endpoint, folder, command,
+            name, recipe, overrides, nodes + cfg.launch.spares, cfg.nproc // nodes,
+            cfg.device != "cpu", cfg.launch.rdzv_endpoint, folder, command,
         )  # fmt: skip
 
     @property

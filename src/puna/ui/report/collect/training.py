@@ -28,6 +28,8 @@ _PHASES = {
     "train.anomaly": "recomputed",
     "train.skip": "recomputed",
     "attempt.start": "restart_init",
+    "attempt.crew": "restart_init",
+    "world.changed": "restart_init",
     "recovery.start": "restart_init",
     "recovery.done": "restart_init",
     "train.start": "restart_init",
