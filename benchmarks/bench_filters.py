@@ -244,6 +244,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only-agreement", action="store_true", help="time nothing")
     parser.add_argument("--minutes", type=float, default=45.0, help="of --only-agreement")
+    parser.add_argument("--start", type=int, default=0, help="documents that were compared before")
     parser.add_argument("--only-ours", action="store_true", help="compare with nothing")
     parser.add_argument("--dclm", type=Path, help="checkout of mlfoundations/dclm")
     parser.add_argument("--redpajama", type=Path, help="checkout of RedPajama-Data")
@@ -256,7 +257,7 @@ def main() -> int:
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     out.print(f"{len(texts):,} documents, {megabytes:.1f} MB")
     if options.only_agreement:
-        return 1 if compare_only(texts, options.minutes, out) else 0
+        return 1 if compare_only(texts[options.start :], options.minutes, out) else 0
     n_different = 0
     if options.dclm or options.redpajama:
         import bench_filters_peers
