@@ -386,3 +386,34 @@ def test_a_zombie_does_not_count_as_alive():
     assert not process_alive(process.pid)
     process.wait()
     assert process_alive(os.getpid())
+
+
+class ElasticJob(FakeJob):
+    """Wants another attempt when it is asked in the second one; can do without who is to blame."""
+
+    def __init__(self, *attempts: FakeAttempt):
+        super().__init__(*attempts)
+        self.blamed: list[tuple[str, int]] = []
+
+    def blame(self, fault: Fault, attempt: int) -> bool:
+        self.blamed.append((fault.what, attempt))
+        return True
+
+    def wants_restart(self) -> str | None:
+        return "one rank becomes two" if len(self.started) == 3 else None
+
+
+def test_the_same_failure_may_come_again_where_its_node_is_left_out(events: Ledger):
+    def hit() -> FakeAttempt:
+        return FakeAttempt(1, [beat(0, 5)], [note(5, "broken")])
+
+    runs = FakeAttempt(None, [beat(0, 7), beat(1, 7)])
+    job = ElasticJob(hit(), hit(), runs, good())
+    outcome = supervise(job, events, POLICY, history=JobHistory())
+    assert job.blamed == [("crash", 0), ("crash", 1)]
+    # A planned restart is no fault, and is not waited for or recovered from.
+    assert job.started == [0, 1, 2, 3]
+    assert runs.n_kills == 1
+    assert (outcome.n_attempts, len(outcome.faults)) == (4, 2)
+    assert len(kinds(events, "fault.detected")) == 2
+    assert [e["attempt"] for e in kinds(events, "recovery.start")] == [1, 2]
