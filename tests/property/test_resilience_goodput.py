@@ -13,6 +13,7 @@ from puna.resilience.goodput import BUCKETS, job_goodput
 FIELDS: dict[str, Any] = {
     "job.start": st.just({}),
     "attempt.start": st.integers(0, 3).map(lambda n: {"attempt": n}),
+    "preflight.done": st.floats(-1, 200).map(lambda s: {"seconds": s}),
     "train.start": st.just({}),
     "train.restore": st.integers(0, 20).map(lambda n: {"step": n}),
     "train.step": st.tuples(st.integers(0, 20), st.integers(1, 5)).map(
@@ -57,7 +58,8 @@ def test_a_run_with_a_fault_is_told_apart():
         [
             ("job.start", 0, {}),
             ("attempt.start", 0.5, {"attempt": 0}),
-            ("train.start", 3, {}),
+            ("preflight.done", 2.25, {"seconds": 0.25}),
+            ("train.start", 1, {}),
             ("train.step", 2, {"step": 0}),
             ("train.step", 2, {"step": 1}),
             ("train.checkpoint", 0.25, {}),
@@ -77,7 +79,7 @@ def test_a_run_with_a_fault_is_told_apart():
     assert found.buckets == {
         "productive": 8.0, "recomputed": 3.0, "checkpoint": 0.25, "data": 0.0,
         "evaluation": 0.0, "detection": 0.125,
-        "restart_init": 7.0, "other": 0.5, "stopped": 0.0,
+        "restart_init": 7.0, "preflight": 0.25, "other": 0.5, "stopped": 0.0,
     }  # fmt: skip
     assert (found.n_steps, found.n_recomputed, found.n_attempts) == (4, 1, 2)
     fault = found.faults[0]

@@ -25,6 +25,7 @@ EVENTS = [
     told(0, "stage.start", resumed=False),
     told(1, "job.start", job="j", resumed=False),
     told(1, "attempt.start", job="j", attempt=0),
+    told(4, "preflight.done", job="j", seconds=0.5),
     told(5, "train.start", job="j"),
     step(15, 0, data_s=1.0),
     told(16, "train.snapshot", job="j", step=1, seconds=0.5),
@@ -44,7 +45,8 @@ EVENTS = [
 ]  # fmt: skip
 BUCKETS = {
     "productive": 9 + 8 + 10 + 10, "recomputed": 3 + 0.5 + 10, "checkpoint": 1 + 3, "data": 3,
-    "evaluation": 2, "detection": 1.5, "restart_init": 4 + 4, "other": 1, "stopped": 0,
+    "evaluation": 2, "detection": 1.5, "restart_init": 3.5 + 4,
+    "preflight": 0.5, "other": 1, "stopped": 0,
 }  # fmt: skip
 
 

@@ -14,15 +14,15 @@ from typing import Any
 
 BUCKETS = (
     "productive", "recomputed", "checkpoint", "data", "evaluation", "detection", "restart_init",
-    "other", "stopped",
+    "preflight", "other", "stopped",
 )  # fmt: skip
 """``productive``: steps done for the first time. ``recomputed``: steps done again after a rollback,
 the part of a step that a fault cut off, and steps that were thrown away because their numbers could
 not be right. ``checkpoint``: saving, while no step runs. ``data``:
 steps that waited for their batch. ``evaluation``: measuring held-out text.
 ``detection``: from a fault until it is noticed. ``restart_init``: starting processes, imports,
-building, loading. ``other``: writing the final model and the like. ``stopped``: nothing ran,
-because the whole run was killed and started again later."""
+building, loading. ``preflight``: tests before the first step. ``other``: writing the final model
+and the like. ``stopped``: nothing ran, because the whole run was killed and started again later."""
 
 _CHARGED_TO = {
     "attempt.start": "restart_init",
@@ -131,6 +131,10 @@ def _charge(found: Goodput, event: dict[str, Any], seconds: float) -> None:
         detection_s = min(seconds, max(0.0, event["detect_s"]))
         buckets["detection"] += detection_s
         buckets["recomputed"] += seconds - detection_s
+    elif kind == "preflight.done":
+        preflight_s = min(seconds, max(0.0, event["seconds"]))
+        buckets["preflight"] += preflight_s
+        buckets["restart_init"] += seconds - preflight_s
     elif kind == "job.start":
         buckets["stopped"] += seconds
     else:

@@ -12,7 +12,14 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.resilience.hang import PlaceWriter
-from puna.resilience.protocols import Failure, FailureKind, Heartbeat, Phase, RollBackError
+from puna.resilience.protocols import (
+    Failure,
+    FailureKind,
+    Heartbeat,
+    Phase,
+    PreflightError,
+    RollBackError,
+)
 
 
 class HeartbeatWriter:
@@ -57,6 +64,9 @@ class HeartbeatWriter:
         kind: FailureKind = "peer" if lost_peer else "crash"
         if isinstance(error, RollBackError):
             kind, message = "roll_back", str(error)
+        elif isinstance(error, PreflightError):
+            kind = "preflight"
+            message = f"before the first step, rank {self.rank} (node {self._node}): {error}"
         note = Failure(
             self.rank,
             self.step,
@@ -82,7 +92,7 @@ def read_heartbeats(folder: Path) -> list[Heartbeat]:
 def read_failures(folder: Path) -> list[Failure]:
     """Read the failure notes of an attempt, causes before consequences, then by time."""
     notes = [Failure(**values) for values in _read(folder, "failure-*.json")]
-    order = ("user", "crash", "roll_back", "peer")
+    order = ("user", "preflight", "crash", "roll_back", "peer")
     return sorted(notes, key=lambda note: (order.index(note.kind), note.t_mono_s))
 
 

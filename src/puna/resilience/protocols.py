@@ -55,7 +55,11 @@ class RollBackError(Exception):
     """A rank asks for the run to go on from an earlier state; newer ones are given up already."""
 
 
-FailureKind = Literal["user", "crash", "roll_back", "peer"]
+class PreflightError(Exception):
+    """This machine failed a test before the first step; the message names the test."""
+
+
+FailureKind = Literal["user", "preflight", "crash", "roll_back", "peer"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Failure:
     kind: FailureKind
     """``user``: bad input or environment, the same again after a restart; ``peer``: it lost contact
     with another rank, so the cause is elsewhere; ``roll_back``: all are well, and go on from an
-    earlier state; ``crash``: the rest."""
+    earlier state; ``preflight``: its machine failed a test before the first step; ``crash``: the
+    rest."""
     message: str
     fix: str | None
     details: str
@@ -95,7 +100,8 @@ class Fault:
     @property
     def signature(self) -> tuple[str, int, str]:
         """Equal for two faults that are the same failure at the same step."""
-        return (self.what, self.step, self.message if self.what in ("crash", "exit") else "")
+        told = self.what in ("crash", "exit", "preflight")
+        return (self.what, self.step, self.message if told else "")
 
 
 class Attempt(Protocol):

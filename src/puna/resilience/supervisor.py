@@ -148,6 +148,7 @@ def _stop_if_hopeless(
 _REPEATED_FIX = {
     "killed": "most often memory runs out at this step: lower micro_batch, seq_len or nproc",
     "hang": "if steps are just slow, raise `hang_timeout_s`; else look for the cause in the log",
+    "preflight": "this machine is not sound: `puna resilience self-test --seconds 60` tests it",
     "crash": "a restart cannot help: remove the cause, then run the same command again",
 }
 

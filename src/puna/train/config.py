@@ -14,34 +14,20 @@ from pydantic import Field, field_validator, model_validator
 from puna.core.config import Config, Execution, Seed
 from puna.model.activations import Recompute
 from puna.model.config import ModelConfig
-from puna.resilience.faults import FaultKind
 from puna.tokens.curriculum import Curriculum, Phase
 from puna.tokens.ramp import Ramp
 from puna.train.checkpoint_config import CheckpointConfig
 from puna.train.eval_config import EvalConfig
+from puna.train.fault_config import FaultConfig
 from puna.train.launch_config import LaunchConfig
 from puna.train.log_config import LogConfig
 from puna.train.numbers_config import NumbersConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
+from puna.train.preflight_config import PreflightConfig
 from puna.train.restart_config import RestartConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
 from puna.train.sdc_config import SdcConfig
 from puna.train.start_config import CacheConfig, ContextConfig, InitConfig
-
-
-class FaultConfig(Config):
-    """A fault on purpose, to see the recovery work; it does not change the result."""
-
-    enabled: bool = True
-    """False turns it off."""
-    rank: int = Field(default=0, ge=0)
-    """Rank that is hit."""
-    step: int = Field(ge=0)
-    """Step (from 0) in the middle of which it is hit."""
-    what: FaultKind = "kill"
-    """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever), `wait` (sleeps for ever),
-    `nan` (a gradient that is no number) or `spike` (gradients a million times too large)."""
-
 
 ScheduleKind = Literal[
     "gpipe", "1f1b", "interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv", "dualpipev"
@@ -165,6 +151,8 @@ class TrainingConfig(Config):
     """Checkpoints."""
     restart: Execution[RestartConfig] = Field(default_factory=RestartConfig)
     """Detection and restart."""
+    preflight: Execution[PreflightConfig] = Field(default_factory=PreflightConfig)
+    """Tests before the first step of each attempt; they change no result."""
     numbers: Execution[NumbersConfig] = Field(default_factory=NumbersConfig)
     """What follows a loss or a gradient that cannot be right."""
     sdc: Execution[SdcConfig] = Field(default_factory=SdcConfig)

@@ -72,6 +72,10 @@ def _tell(event: dict[str, Any]) -> None:
             ("warning: ", "yellow"),
             f"{event['target']} gets no more numbers, the training goes on: {event['why']}",
         )
+    elif event["kind"] == "preflight.done":
+        for disk in event["disks"].values():
+            if "warning" in disk:
+                say(("warning: ", "yellow"), disk["warning"])
     elif event["kind"] == "train.anomaly":
         what = f"{event['seen']}; {event['action'].replace('_', ' ')}: {event['result']}"
         say(("  anomaly", "yellow"), f": step {event['step']}: {what}")

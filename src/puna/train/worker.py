@@ -66,6 +66,7 @@ def _run(spec: JobSpec, attempt: int, heart: HeartbeatWriter, events: Ledger) ->
     from puna.train.loop import train
     from puna.train.parallel.layout import Layout
     from puna.train.parallel.world import join_world, leave_world
+    from puna.train.preflight import run_preflight
 
     cfg, restart = spec.training, spec.training.restart
     if cfg.deterministic:
@@ -74,6 +75,7 @@ def _run(spec: JobSpec, attempt: int, heart: HeartbeatWriter, events: Ledger) ->
         cfg.device, attempt, 2 * max(restart.hang_timeout_s, restart.start_timeout_s),
         Layout.of(cfg.parallel, cfg.nproc),
     )  # fmt: skip
+    run_preflight(spec, attempt, world, heart, events)
     train(spec, attempt, world, heart, events)
     leave_world()
 

@@ -40,6 +40,7 @@ BUCKET_MEANING = {
     "evaluation": "measuring held-out text, while no step runs",
     "detection": "from a fault until it is noticed",
     "restart_init": "processes, imports, building and loading the model",
+    "preflight": "tests before the first step of each attempt",
     "other": "writing the final model and the like",
     "stopped": "the whole run was down and was started again later; not counted in the goodput",
 }

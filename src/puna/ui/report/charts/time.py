@@ -17,6 +17,7 @@ BUCKET_NAMES = {
     "evaluation": "evaluation",
     "detection": "detection",
     "restart_init": "start and restart",
+    "preflight": "preflight",
     "other": "other",
     "stopped": "stopped",
 }

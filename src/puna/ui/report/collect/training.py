@@ -223,6 +223,10 @@ def _attempts(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 detect_s = min(passed_s, max(0.0, event["detect_s"]))
                 _extend(attempts[-1], "recomputed", now_s, passed_s - detect_s)
                 _extend(attempts[-1], phase, now_s + passed_s - detect_s, detect_s)
+            elif kind == "preflight.done":
+                tests_s = min(passed_s, max(0.0, event["seconds"]))
+                _extend(attempts[-1], "restart_init", now_s, passed_s - tests_s)
+                _extend(attempts[-1], "preflight", now_s + passed_s - tests_s, tests_s)
             else:
                 _extend(attempts[-1], phase, now_s, passed_s)
         if kind == "train.step":

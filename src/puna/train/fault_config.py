@@ -1,0 +1,22 @@
+"""A fault on purpose; imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from puna.core.config import Config
+from puna.resilience.faults import FaultKind
+
+
+class FaultConfig(Config):
+    """A fault on purpose, to see the recovery work; it does not change the result."""
+
+    enabled: bool = True
+    """False turns it off."""
+    rank: int = Field(default=0, ge=0)
+    """Rank that is hit."""
+    step: int = Field(ge=0)
+    """Step (from 0) in the middle of which it is hit."""
+    what: FaultKind = "kill"
+    """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever), `wait` (sleeps for ever),
+    `nan` (a gradient that is no number) or `spike` (gradients a million times too large)."""
