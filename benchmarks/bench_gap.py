@@ -4,7 +4,7 @@
 
 Two ranks, a small model, a copy of the state after every step: in shared memory here, in a file
 there. Waiting processes (``restart.standby``) are there before each kill, as they are in a run that
-fails every few hours; without them the same is measured once more..
+fails every few hours; without them the same is measured once more.
 """
 
 from __future__ import annotations
