@@ -39,6 +39,7 @@ _CHARGED_TO = {
     "train.skip": "recomputed",
     "fault.injected": "recomputed",
 }
+_ASIDE = ("straggler.detected", "health.warning")
 
 
 @dataclass
@@ -97,7 +98,7 @@ def job_goodput(events: Iterable[dict[str, Any]], job: str | None = None) -> Goo
     found = Goodput()
     previous: dict[str, Any] | None = None
     for event in own:
-        if event["job"] != job:
+        if event["job"] != job or is_aside(event):
             continue
         if previous is not None:
             seconds = elapsed_s(previous, event)
@@ -106,6 +107,13 @@ def job_goodput(events: Iterable[dict[str, Any]], job: str | None = None) -> Goo
         _count(found, event)
         previous = event
     return found
+
+
+def is_aside(event: dict[str, Any]) -> bool:
+    """Tell whether an event ends nothing: somebody noticed something while a step ran on."""
+    return event["kind"] in _ASIDE or (
+        event["kind"] == "fault.injected" and event.get("what") == "slow"
+    )
 
 
 def elapsed_s(before: dict[str, Any], after: dict[str, Any]) -> float:

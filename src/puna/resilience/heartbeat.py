@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from puna.resilience.protocols import (
     PreflightError,
     RollBackError,
 )
+from puna.resilience.straggler import WINDOW_STEPS
 
 
 class HeartbeatWriter:
@@ -42,14 +44,22 @@ class HeartbeatWriter:
         self._aside = folder / f".heartbeat-{rank}.tmp"
         self._folder, self.rank, self._node = folder, rank, node
         self.step = 0
+        self._compute_s: deque[float] = deque(maxlen=WINDOW_STEPS)
         self.place = PlaceWriter(folder, rank)
 
     def beat(self, phase: Phase, step: int) -> None:
         """Tell that this rank is alive and begins ``phase`` of ``step``."""
         self.step = step
-        now = Heartbeat(self.rank, os.getpid(), step, phase, time.monotonic(), self._node)
+        now = Heartbeat(
+            self.rank, os.getpid(), step, phase, time.monotonic(), self._node,
+            tuple(self._compute_s),
+        )  # fmt: skip
         self._aside.write_text(json.dumps(asdict(now)), encoding="utf-8")
         os.replace(self._aside, self._path)  # a reader sees the old or the new one, never half
+
+    def worked(self, compute_s: float) -> None:
+        """Remember how long a step has computed; the next heartbeat tells it."""
+        self._compute_s.append(compute_s)
 
     def fail(self, error: BaseException, details: str, *, lost_peer: bool = False) -> None:
         """Write down why this rank ends.

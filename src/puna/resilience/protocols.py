@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,6 +24,8 @@ class Heartbeat:
     """Monotonic clock of the machine, in seconds."""
     node: int = 0
     """Machine of the rank."""
+    compute_s: Sequence[float] = ()
+    """Seconds that its last steps computed, without waiting for others or for data."""
 
 
 COLLECTIVE = "communication"

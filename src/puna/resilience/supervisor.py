@@ -16,9 +16,10 @@ from puna.core.ledger import Ledger, read_events
 from puna.core.progress import say
 from puna.resilience.hang import DATA, Missing, StepTimes, find_missing, innermost
 from puna.resilience.history import JobHistory
-from puna.resilience.policy import most_times
+from puna.resilience.policy import actions_of, most_times
 from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Attempt, Fault, Heartbeat, Job, Place
+from puna.resilience.straggler import WINDOW_STEPS, StragglerDetector
 
 POLL_S = 0.05
 _HANG_STEPS = 10
@@ -177,6 +178,7 @@ class _Watch:
         """Steps that some rank has completed in this attempt, or in an earlier one."""
         self.log_tail = ""
         self._times = StepTimes()
+        self._stragglers = StragglerDetector()
         self._looked_s = self._start_s
         self._awake_since_s = self._start_s
         self._last_beats: dict[int, Heartbeat] = {}
@@ -201,6 +203,7 @@ class _Watch:
             self.furthest = max([self.furthest, *(beat.step for beat in beats)])
             self._note_recovery(beats)
             self._time_steps(beats)
+            self._note_stragglers(beats)
             self._note_late_look()
             self._prepare()
             if code == 0:
@@ -333,6 +336,14 @@ class _Watch:
                 step_s = (beat.t_mono_s - last.t_mono_s) / (beat.step - last.step)
                 self._times.add(step_s, beat.step - last.step)
             self._last_beats[beat.rank] = beat
+
+    def _note_stragglers(self, beats: list[Heartbeat]) -> None:
+        for slow in self._stragglers.look(beats):
+            self._events.emit(
+                "straggler.detected", attempt=self._attempt, rank=slow.rank, node=slow.node,
+                step=slow.step, n_steps=WINDOW_STEPS, ratio=slow.ratio, median_s=slow.median_s,
+                others_s=slow.others_s, action=actions_of("straggler")[0],
+            )  # fmt: skip
 
     def _since_s(self, beat: Heartbeat, now_s: float) -> float:
         """Seconds since a rank was hit: exact when we hit it, else since it was last heard."""

@@ -19,4 +19,5 @@ class FaultConfig(Config):
     """Step (from 0) in the middle of which it is hit."""
     what: FaultKind = "kill"
     """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever), `wait` (sleeps for ever),
-    `nan` (a gradient that is no number) or `spike` (gradients a million times too large)."""
+    `nan` (a gradient that is no number), `spike` (gradients a million times too large) or `slow`
+    (from then on each step computes longer, by twice what its steps took)."""

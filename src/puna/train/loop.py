@@ -95,6 +95,7 @@ def train(
                     n_tokens=cfg.tokens_before(step + 1) - cfg.tokens_before(step),
                     loss=found.loss, lr=lr, grad_norm=found.grad_norm,
                 )  # fmt: skip
+            heart.worked(clock.take_compute())
             if profile.after_step():
                 heart.beat("done", step + 1)
                 return

@@ -10,6 +10,7 @@ from puna.core.ledger import Ledger, LedgerTail
 from puna.core.progress import Bar, progress, say
 from puna.core.units import format_rate
 from puna.resilience.history import read_history
+from puna.resilience.straggler import slow_in_words
 from puna.train.spec import JobSpec
 
 
@@ -72,6 +73,8 @@ def _tell(event: dict[str, Any]) -> None:
             ("warning: ", "yellow"),
             f"{event['target']} gets no more numbers, the training goes on: {event['why']}",
         )
+    elif event["kind"] == "straggler.detected":
+        say(("  slow", "yellow"), f": {slow_in_words(event)}")
     elif event["kind"] == "preflight.done":
         for disk in event["disks"].values():
             if "warning" in disk:

@@ -214,4 +214,6 @@ SCENARIOS = (
              f"the step is computed again; {SAME}", _nothing, training=_inside("nan")),
     Scenario("spike", "the gradients of one rank are a million times too large, once",
              f"the step is computed again; {SAME}", _nothing, training=_inside("spike")),
+    Scenario("slow", "a rank computes longer from a step on, by twice what its steps took",
+             f"it is named; {SAME}", _nothing, detect_s=20.0, training=_inside("slow")),
 )  # fmt: skip

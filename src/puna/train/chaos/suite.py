@@ -15,7 +15,7 @@ from puna.train.chaos.subject import MissedError, Subject
 
 _WAIT_S = 180.0
 _TRIES = 3
-_NOTICES = ("fault.detected", "train.anomaly")
+_NOTICES = ("fault.detected", "train.anomaly", "straggler.detected")
 _WEIGHTS = Path("model") / "model.safetensors"
 
 
@@ -137,6 +137,10 @@ def _judge(
         problems.append(f"went on from {verdict.tier or 'nothing'}, not from {scenario.tier}")
     if any(process_alive(beat.pid) for beat in subject.beats()):
         problems.append("left processes behind")
+    slow = {event["rank"] for event in subject.events("fault.injected") if event["what"] == "slow"}
+    named = {event["rank"] for event in subject.events("straggler.detected")}
+    if slow and named != slow:
+        problems.append(f"ranks {sorted(slow)} were slow, and {sorted(named) or 'none'} named")
     wrong = {
         event["step"]
         for event in subject.events("train.step")

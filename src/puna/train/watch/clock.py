@@ -17,6 +17,8 @@ import torch
 Part = Literal["data", "forward", "backward", "optimizer", "communication", "checkpoint", "eval"]
 STEP_PARTS: tuple[Part, ...] = ("data", "forward", "backward", "optimizer", "communication")
 """Parts of a step; what is left of it is the loop itself."""
+COMPUTE_PARTS: tuple[Part, ...] = ("forward", "backward", "optimizer")
+"""Parts in which a rank works by itself, as far as exchanges are told apart from them."""
 BESIDE_PARTS: tuple[Part, ...] = ("checkpoint", "eval")
 """What a training waits for between two steps."""
 
@@ -43,6 +45,7 @@ class StepClock:
         self._open: list[Part] = []
         self._since: Any = None
         self._spans: list[tuple[Part, Any, Any]] = []
+        self._n_counted, self._compute_s = 0, 0.0
 
     def part(self, name: Part) -> _Inside:
         """Return a context whose time counts to a part."""
@@ -57,16 +60,33 @@ class StepClock:
 
         return call
 
+    def take_compute(self) -> float:
+        """Return the seconds of computing since the last call; no part may be open."""
+        self._count_compute()
+        seconds, self._compute_s = self._compute_s, 0.0
+        return seconds
+
+    def _count_compute(self) -> None:
+        if self._is_gpu and self._spans:
+            self._spans[-1][2].synchronize()
+        for name, begin, end in self._spans[self._n_counted :]:
+            if name in COMPUTE_PARTS:
+                self._compute_s += self._seconds(begin, end)
+        self._n_counted = len(self._spans)
+
+    def _seconds(self, begin: Any, end: Any) -> float:
+        return begin.elapsed_time(end) / 1000 if self._is_gpu else end - begin
+
     def take(self) -> dict[Part, float]:
         """Return the seconds of each part since the last call, and begin anew."""
         if self._open:
             raise ValueError(f"the part {self._open[-1]} is not at its end")
-        if self._is_gpu and self._spans:
-            self._spans[-1][2].synchronize()
+        self._count_compute()
         seconds: dict[Part, float] = dict.fromkeys((*STEP_PARTS, *BESIDE_PARTS), 0.0)
         for name, begin, end in self._spans:
-            seconds[name] += begin.elapsed_time(end) / 1000 if self._is_gpu else end - begin
+            seconds[name] += self._seconds(begin, end)
         self._spans.clear()
+        self._n_counted = 0
         return seconds
 
     def _enter(self, name: Part) -> None:

@@ -132,6 +132,8 @@ class NumberWatch:
     def _once(self, step: int, batch: TensorBatch) -> StepNumbers:
         loss = self._sdc.forward_backward(step, batch)
         self._injector.at(step, self._hurt)
+        with self._model.clock.part("backward"):
+            self._injector.drag()
         with self._model.clock.part("optimizer"):
             return StepNumbers(loss, self._model.clip_gradients(self._clip_norm))
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.core.artifact import Artifact
-from puna.resilience.goodput import elapsed_s, job_goodput
+from puna.resilience.goodput import elapsed_s, is_aside, job_goodput
+from puna.resilience.straggler import slow_in_words
 
 CURVE_FIELDS = ("loss", "lr", "grad_norm", "tokens_per_s", "mfu")
 FINAL_SHARE = 0.05
@@ -191,6 +192,8 @@ def _incidents(
         elif kind == "train.anomaly":
             action = event["action"].replace("_", " ")
             message = f"step {step}: {event['seen']}; {action}: {event['result']}"
+        elif kind == "straggler.detected":
+            message = f"{slow_in_words(event)}; {event['action']}ed"
         elif kind == "train.checkpoint_failed":
             message = f"the checkpoint of step {step} was not saved: {event.get('error')}"
         if message:
@@ -207,6 +210,8 @@ def _attempts(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     attempts: list[dict[str, Any]] = []
     now_s, furthest, previous = 0.0, -1, None
     for event in own:
+        if is_aside(event):
+            continue
         passed_s = elapsed_s(previous, event) if previous is not None else 0.0
         kind = event["kind"]
         if kind == "job.start":  # nothing ran before it: the picture leaves that time out
