@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -138,3 +139,43 @@ def self_test(seconds: float, device: str, as_json: bool) -> int:
         for name in KNOWN:
             click.echo(f"{name:20} {'WRONG' if name in failed else 'right'}")
     return 1 if failed else 0
+
+
+@resilience.command("health")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=1.0, show_default=True,
+    help="How long to watch what counters do.",
+)  # fmt: skip
+@click.option(
+    "--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("."),
+    help="Whose disk is meant.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def health(seconds: float, folder: Path, as_json: bool) -> int:
+    """Print the health of this machine: what runs out, and what counts errors.
+
+    A training looks at the same every ten seconds. What this machine does not tell is left out.
+    Exit code 1 when something is bad.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from puna.resilience.health import LIMITS, HostHealth, show, to_json
+
+    host = HostHealth(folder)
+    host.read()
+    time.sleep(seconds)
+    readings = host.read()
+    if as_json:
+        click.echo(json.dumps([to_json(reading) for reading in readings]))
+    else:
+        table = Table("what", f"in {seconds:g} s", "limit", "since boot", "")
+        for reading in readings:
+            limit = LIMITS[reading.kind]
+            values = [show(value, limit.unit) for value in (reading.value, reading.limit)]
+            total = "" if reading.total is None else show(reading.total, limit.unit)
+            table.add_row(limit.meaning, *values, total, "BAD" if reading.is_bad else "good")
+        Console().print(table)
+    return int(any(reading.is_bad for reading in readings))

@@ -80,6 +80,8 @@ RULES = (
     Rule("data", "a token shard does not fit its hash", "certain", ("stop",), key="on_damage"),
     Rule("straggler", "a rank computes longer than the others for many steps", "likely",
          ("report",)),
+    Rule("health", "memory or disk of a node run out, its clock jumps, it is slowed down, or "
+         "memory, network or GPUs count errors", "likely", ("report",)),
 )  # fmt: skip
 """The table; ``puna resilience policy`` prints it."""
 

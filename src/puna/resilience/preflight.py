@@ -2,8 +2,8 @@
 
 What is tested here takes tens of milliseconds: known answers, patterns in memory, a file written
 and read back, and a comparison of what each rank is about to run. A rank that starts with another
-version, or a machine that computes wrongly, is noticed before it can do harm (Llama 3, section
-3.3.4, lost 59 % of its unexpected interruptions to GPUs, memory and network; fault 22 of a rejoin).
+version, or a machine that computes wrongly, is noticed before it can do harm (58.7 % of the
+unexpected interruptions of Llama 3 came from GPUs, section 3.3.4).
 """
 
 from __future__ import annotations

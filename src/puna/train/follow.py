@@ -14,8 +14,10 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.core.fsio import remove_tree
+from puna.core.ledger import Ledger
 from puna.core.progress import say
 from puna.resilience.burn_in import BurnIn
+from puna.resilience.health import HealthWatch, HostHealth
 from puna.resilience.heartbeat import read_heartbeats
 from puna.resilience.processes import process_alive
 from puna.resilience.protocols import Heartbeat
@@ -69,6 +71,7 @@ def follow(folder: Path, node: int, config: LaunchConfig) -> int:
                     return call.code
                 share.obey(call)
                 done = call
+            share.look_at_health()
             tests.go_on(board.test_order(), is_idle=share.is_idle)
             board.tell(done, share.exit_code(), share.dead(), **tests.state())
             time.sleep(_POLL_S)
@@ -121,6 +124,7 @@ class _Share:
         self._node = node
         self._process: subprocess.Popen[bytes] | None = None
         self._spec: JobSpec | None = None
+        self._health: HealthWatch | None = None
         self._attempt = 0
 
     def obey(self, call: Call) -> None:
@@ -137,6 +141,16 @@ class _Share:
     def is_idle(self) -> bool:
         """Whether no rank of this node runs."""
         return self._process is None
+
+    def look_at_health(self) -> None:
+        """Tell the ledger what is bad about this machine, when it is time to look."""
+        if self._health is None and self._spec is not None:
+            spec = self._spec
+            self._health = HealthWatch(
+                HostHealth(spec.out), Ledger(spec.ledger, job=spec.job, **spec.common), self._node
+            )
+        if self._health is not None:
+            self._health.tick()
 
     def exit_code(self) -> int | None:
         """Exit code of the agent; None while it runs, and without one."""

@@ -73,6 +73,8 @@ def _tell(event: dict[str, Any]) -> None:
             ("warning: ", "yellow"),
             f"{event['target']} gets no more numbers, the training goes on: {event['why']}",
         )
+    elif event["kind"] == "health.warning":
+        say(("warning: ", "yellow"), f"node {event['node']}: {event['message']}")
     elif event["kind"] == "straggler.detected":
         say(("  slow", "yellow"), f": {slow_in_words(event)}")
     elif event["kind"] == "preflight.done":

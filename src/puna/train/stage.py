@@ -22,6 +22,7 @@ from puna.lm.load import MODEL_DIR
 from puna.model.accounting import account
 from puna.model.config import LlamaConfig
 from puna.resilience.goodput import job_goodput
+from puna.resilience.health import HealthWatch, HostHealth
 from puna.resilience.history import read_history
 from puna.resilience.supervisor import RestartPolicy, supervise
 from puna.tokens.shards import is_remote
@@ -215,8 +216,14 @@ def train_job(
         hang_floor_s=cfg.restart.hang_floor_s,
         standby_after_s=cfg.restart.standby_after_s if cfg.restart.standby else None,
     )
+    health = HealthWatch(HostHealth(spec.out), bound)
     with TrainProgress(name, spec, bound) as shown:
-        supervise(TrainJob(spec), bound, policy, history=history, on_tick=shown.update)
+
+        def on_tick() -> None:
+            health.tick()
+            shown.update()
+
+        supervise(TrainJob(spec), bound, policy, history=history, on_tick=on_tick)
     if tokenizer is not None:
         for folder in (MODEL_DIR, *([LAST_MODEL_DIR] if cfg.average else [])):
             for file in TOKENIZER_FILES:

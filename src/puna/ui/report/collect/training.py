@@ -185,17 +185,8 @@ def _incidents(
             found["on_purpose"] = planned is not None
             if planned is not None:
                 injected.remove(planned)
-        elif kind == "job.start" and event.get("resumed"):
-            message = "the whole run was stopped and started again"
-        elif kind == "train.checkpoint_damaged":
-            message = f"the checkpoint of step {step} was damaged: {event.get('why')}"
-        elif kind == "train.anomaly":
-            action = event["action"].replace("_", " ")
-            message = f"step {step}: {event['seen']}; {action}: {event['result']}"
-        elif kind == "straggler.detected":
-            message = f"{slow_in_words(event)}; {event['action']}ed"
-        elif kind == "train.checkpoint_failed":
-            message = f"the checkpoint of step {step} was not saved: {event.get('error')}"
+        else:
+            message = _in_words(event, kind)
         if message:
             found = {"what": kind, "message": message, "step": step, "detect_s": None,
                      "on_purpose": False}  # fmt: skip
@@ -203,6 +194,24 @@ def _incidents(
             at_s = max(0.0, event["t_wall_s"] - own[0]["t_wall_s"])
             incidents.append({**found, "is_fault": kind == "fault.detected", "after_s": at_s})
     return incidents
+
+
+def _in_words(event: dict[str, Any], kind: str) -> str:
+    """Tell an event that is an incident without being a fault; empty for others."""
+    if kind == "job.start" and event.get("resumed"):
+        return "the whole run was stopped and started again"
+    if kind == "train.checkpoint_damaged":
+        return f"the checkpoint of step {event.get('step')} was damaged: {event.get('why')}"
+    if kind == "train.anomaly":
+        action = event["action"].replace("_", " ")
+        return f"step {event.get('step')}: {event['seen']}; {action}: {event['result']}"
+    if kind == "health.warning":
+        return f"node {event['node']}: {event['message']}"
+    if kind == "straggler.detected":
+        return f"{slow_in_words(event)}; {event['action']}ed"
+    if kind == "train.checkpoint_failed":
+        return f"the checkpoint of step {event.get('step')} was not saved: {event.get('error')}"
+    return ""
 
 
 def _attempts(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
