@@ -105,7 +105,7 @@ def test_the_plans_for_packed_documents_agree(rows, seed):
 @settings(max_examples=15, deadline=None)
 def test_the_causal_plans_agree_at_any_length(n_tokens, seed):
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(1, n_tokens, n, 4, generator=generator) for n in (2, 1, 1))
+    q, k, v = (torch.randn(2, n_tokens, n, 4, generator=generator) for n in (2, 1, 1))
     kinds = ("causal", "mask", "pieces", "blocks", "auto")
     outputs = [plan_attention(n_tokens, q.device, None, kind)(q, k, v) for kind in kinds]
     for output in outputs[1:]:

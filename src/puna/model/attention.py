@@ -151,26 +151,34 @@ class BlocksPlan:
 
 
 def plan_blocks(
-    doc_ids_BS: Int[Tensor, "batch keys"], at_T: Int[Tensor, " tokens"] | None = None
+    at_T: Int[Tensor, " tokens"], n_keys: int, doc_ids_BS: Int[Tensor, "batch keys"] | None = None
 ) -> BlocksPlan:
-    """Make a plan that computes packed documents block by block.
+    """Make a plan that computes causal attention block by block.
 
     Args:
+        at_T: Places in the row of the tokens whose queries are asked, in any order.
+        n_keys: Tokens of a row, S.
         doc_ids_BS: Documents of whole rows: tokens see only tokens of the same run of equal ids.
-        at_T: Places in the row of the tokens whose queries are asked, in any order; None for all.
+            None: a row is one document.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
-    (n_rows, n_keys), device = doc_ids_BS.shape, doc_ids_BS.device
+    def is_before(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return at_T[query] >= key
+
+    if doc_ids_BS is None:
+        return BlocksPlan(
+            create_block_mask(is_before, None, None, len(at_T), n_keys, device=at_T.device)  # type: ignore[arg-type]
+        )
     runs_BS = _starts(doc_ids_BS).cumsum(-1)
-    at_T = torch.arange(n_keys, device=device) if at_T is None else at_T
 
     def is_visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         place = at_T[query]
         return (place >= key) & (runs_BS[row, place] == runs_BS[row, key])
 
+    n_rows = len(doc_ids_BS)
     return BlocksPlan(
-        create_block_mask(is_visible, n_rows, None, len(at_T), n_keys, device=device)  # type: ignore[arg-type]
+        create_block_mask(is_visible, n_rows, None, len(at_T), n_keys, device=at_T.device)  # type: ignore[arg-type]
     )
 
 
@@ -202,9 +210,7 @@ def plan_attention(
         ValueError: ``causal`` with documents.
     """
     if kind == "blocks" or (kind == "auto" and doc_ids_BT is not None and device.type == "cuda"):
-        if doc_ids_BT is not None:
-            return plan_blocks(doc_ids_BT)
-        return plan_blocks(torch.zeros(1, n_tokens, dtype=torch.int32, device=device))
+        return plan_blocks(torch.arange(n_tokens, device=device), n_tokens, doc_ids_BT)
     if doc_ids_BT is None:
         pieces = kind == "pieces" or (
             kind == "auto" and device.type == "cpu" and _is_blocked(n_tokens)

@@ -86,8 +86,7 @@ class ContextPlan:
         self._blocks: AttentionPlan | None = None
         at_T = torch.arange(n_tokens, device=device)
         if kind == "blocks" or (kind == "auto" and device.type == "cuda"):
-            doc_ids_BS = torch.zeros_like(at_T)[None] if doc_ids_BT is None else doc_ids_BT
-            self._blocks = plan_blocks(doc_ids_BS, share.take(at_T[None])[0])
+            self._blocks = plan_blocks(share.take(at_T[None])[0], n_tokens, doc_ids_BT)
             return
         n_chunk = n_tokens // (2 * share.size)
         for number in share.chunks():
