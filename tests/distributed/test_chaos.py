@@ -15,7 +15,7 @@ from puna.train.chaos.subject import Subject
 from puna.train.chaos.suite import run_suite
 
 BY_NAME = {one.name: one for one in SCENARIOS}
-CHOSEN = ("kill-saving", "flip-bit", "bad-data")
+CHOSEN = ("flip-bit", "bad-data")
 """What no other test does to a whole run; `puna chaos` does all."""
 
 

@@ -123,7 +123,15 @@ def run(recipe: dict[str, Any], stop: Callable[[int], bool]) -> tuple[int, bool]
 
 @pytest.mark.parametrize(
     "stage",
-    ["safety", "lines", "semantic", "quality", "substrings", "decontaminate", "compose"],
+    [
+        "lines",
+        "semantic",
+        "compose",
+        *(
+            pytest.param(stage, marks=pytest.mark.exhaustive)
+            for stage in ("safety", "quality", "substrings", "decontaminate")
+        ),
+    ],
 )
 def test_a_killed_stage_ends_with_the_same_bytes(
     tmp_path: Path, settings: dict[str, dict[str, Any]], stage: str

@@ -212,21 +212,20 @@ def test_every_layout_is_one_process_in_bf16(alone, tmp_path, n_ranks):
             assert abs(got[0] - want[0]) < change / 100, parallel
 
 
-def test_checkpoints_move_between_all_layouts(alone, tmp_path):
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_checkpoints_move_between_all_layouts(alone, tmp_path, tied):
     """One training whose layout changes every other step, over 1, 2 and 4 ranks."""
     chain = [
         (1, {}, 8), (2, {"tp": 2}, 4), (2, {"pp": 2, "schedule": "zbv"}, 2), (2, {"cp": 2}, 8),
         (4, {"tp": 2, "pp": 2}, 2), (2, {}, 4), (4, {"pp": 4}, 2),
         (4, {"replicate": 2, "cp": 2}, 4), (1, {}, 4), (4, {"tp": 2}, 4),
     ]  # fmt: skip
-    for tied in (False, True):
-        folder = tmp_path / str(tied)
-        for i, (n_ranks, parallel, micro) in enumerate(chain):
-            spec = job(folder, n_ranks, parallel, micro, tied, stop=2 * i + 2)
-            run_ranks(n_ranks, train_all, [spec])
-        expected = curve(alone[tied, "fp32"])
-        for got, want in zip(curve(folder), expected, strict=True):
-            assert got[0] == pytest.approx(want[0], rel=1e-5)
-            assert got[1] == pytest.approx(want[1], rel=1e-4)
-        restored = [e["step"] for e in read_events(folder / LEDGER_FILE, "train.restore")]
-        assert restored == list(range(2, N_STEPS, 2))
+    for i, (n_ranks, parallel, micro) in enumerate(chain):
+        spec = job(tmp_path, n_ranks, parallel, micro, tied, stop=2 * i + 2)
+        run_ranks(n_ranks, train_all, [spec])
+    expected = curve(alone[tied, "fp32"])
+    for got, want in zip(curve(tmp_path), expected, strict=True):
+        assert got[0] == pytest.approx(want[0], rel=1e-5)
+        assert got[1] == pytest.approx(want[1], rel=1e-4)
+    restored = [e["step"] for e in read_events(tmp_path / LEDGER_FILE, "train.restore")]
+    assert restored == list(range(2, N_STEPS, 2))

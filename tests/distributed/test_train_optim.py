@@ -188,6 +188,7 @@ def test_a_growing_batch_is_the_same_in_every_layout_and_after_breaks(tmp_path):
     assert_same(spec, expected)
 
 
+@pytest.mark.exhaustive
 def test_the_momentum_moves_between_layouts(alone, tmp_path):
     chain = [(1, {}, 8), (2, {"pp": 2}, 2), (4, {"replicate": 2, "cp": 2}, 4)]
     for i, (n_ranks, parallel, micro) in enumerate(chain):
@@ -197,6 +198,7 @@ def test_the_momentum_moves_between_layouts(alone, tmp_path):
     assert_same(spec, alone)
 
 
+@pytest.mark.exhaustive
 def test_a_training_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     values = {"optim": MuonConfig(lr=3e-3), "precision": "bf16"}

@@ -23,7 +23,23 @@ SHOWN_ONLY = {
 }
 
 
-@pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.stem)
+LONG = {
+    "compose-and-export", "corruption", "decontamination", "deduplicate", "filter-like-datatrove",
+    "optimise", "own-corpus", "quality", "run-on-spark", "safety",
+}  # fmt: skip
+"""Pages that take the better part of a minute each; all of them are eight minutes of a core."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow, pytest.mark.exhaustive])
+        if page.stem in LONG
+        else page
+        for page in HOWTOS
+    ],
+    ids=lambda page: page.stem,
+)
 def test_howto_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

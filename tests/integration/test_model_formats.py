@@ -113,6 +113,7 @@ def test_the_real_model_goes_round_all_formats_unchanged(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.xdist_group("real_model")
 def test_the_probe_is_decisive_on_the_real_model(tmp_path):
     checkpoint = open_checkpoint(smollm2_path())

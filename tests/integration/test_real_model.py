@@ -71,6 +71,7 @@ def test_logits_and_greedy_continuation_are_those_of_transformers(ours, prompt_i
     assert (ours.logits(ids) - logits_TV).abs().max() <= 1e-4
 
 
+@pytest.mark.exhaustive
 def test_metas_code_runs_the_written_folder_to_the_same_text(ours, prompt_ids, greedy, tmp_path):
     folder, out = tmp_path / "meta", tmp_path / "out.pt"
     convert = [sys.executable, "-m", "puna.cli.main", "model", "convert", str(smollm2_path()),

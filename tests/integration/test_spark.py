@@ -78,6 +78,7 @@ def documents(tmp_path):
     return make_documents(tmp_path / "in[1]", TEXTS, n_shards=4).path / DOCUMENTS_DIR
 
 
+@pytest.mark.exhaustive
 def test_executors_read_remote_sources_by_themselves(cluster, tmp_path):
     web = Web()
     web.break_after, web.n_breaks = 50_000, 4
@@ -125,12 +126,14 @@ def test_kernels_and_relations_give_the_same_bytes(engine, documents, tmp_path):
     assert expected[0].rows_kept not in (0, 60)
 
 
+@pytest.mark.exhaustive
 def test_a_kernel_that_loses_rows_is_found(engine, documents, tmp_path):
     with pytest.raises(ConservationError, match="returned"):
         engine.judge("step", documents, tmp_path / "out", Broken("loses a row"))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.exhaustive
 def test_bad_input_and_programs_errors_come_back(engine, documents, tmp_path):
     first = documents / "part-00000.parquet"
     whole = first.read_bytes()
@@ -192,6 +195,7 @@ def test_the_whole_chain_gives_the_same_bytes(cluster, tmp_path):
         assert differing <= {"artifact.json", "config.toml"}, stage  # times, and the engine
 
 
+@pytest.mark.exhaustive
 def test_the_stages_with_models_give_the_same_bytes(cluster, tmp_path):
     rng = random.Random(3)
     texts = {f"d{k:02d}": make_text(rng, rng.random(), 80) for k in range(60)}
