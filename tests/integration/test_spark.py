@@ -99,6 +99,7 @@ def test_executors_read_remote_sources_by_themselves(cluster, tmp_path):
     assert web.n_breaks == 0
 
 
+@pytest.mark.exhaustive
 def test_kernels_and_relations_give_the_same_bytes(engine, documents, tmp_path):
     def everything(engine, out):
         judged = engine.judge("step", documents, out / "judged", KERNEL)
