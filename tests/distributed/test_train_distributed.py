@@ -195,7 +195,7 @@ def test_one_rank_has_the_losses_of_two(unbroken, tmp_path):
 
 def test_a_killed_rank_changes_nothing(unbroken, tmp_path):
     folder, _ = unbroken
-    # Torchrun sends SIGTERM to the others when a rank dies, perhaps before the supervisor looks: one
+    # Torchrun sends SIGTERM to the others when a rank dies, perhaps before we look: one
     # that gets it must not be taken for the first that died.
     source = SourceSpec("rows_of_two:Rows", {"told_step": 2})
     metrics = run(tmp_path, source, fault=FaultConfig(rank=1, step=5))
