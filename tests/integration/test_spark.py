@@ -99,7 +99,6 @@ def test_executors_read_remote_sources_by_themselves(cluster, tmp_path):
     assert web.n_breaks == 0
 
 
-@pytest.mark.exhaustive
 def test_kernels_and_relations_give_the_same_bytes(engine, documents, tmp_path):
     def everything(engine, out):
         judged = engine.judge("step", documents, out / "judged", KERNEL)
@@ -184,6 +183,7 @@ def test_the_work_of_a_killed_executor_is_done_by_another(engine, documents, tmp
         assert one == two
 
 
+@pytest.mark.exhaustive
 def test_the_whole_chain_gives_the_same_bytes(cluster, tmp_path):
     write_inputs(tmp_path)
     run_recipe(recipe(tmp_path, "local", 1))
