@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from puna.cli.model_tables import new_console
+from puna.cli.model_tables import new_console, new_text_table
 
 
 @click.group("cluster", no_args_is_help=True)
@@ -38,7 +38,7 @@ def _print(found: dict[str, Any]) -> None:
     from puna.core.units import format_duration
 
     console = new_console()
-    table = _table("node", "name", "state", "ranks", "last sign of life", "strikes")
+    table = new_text_table("node", "name", "state", "ranks", "last sign of life", "strikes")
     for node in found["nodes"]:
         silent_s = node["silent_s"]
         why = f"{node['standing']}: {node['why']}" if node["standing"] != "good" else ""
@@ -50,19 +50,9 @@ def _print(found: dict[str, Any]) -> None:
             "\n".join([*strikes, *([why] if why else [])]) or "none",
         )  # fmt: skip
     console.print(table)
-    attempts = _table("attempt", "ranks", "why so many", "ended by")
+    attempts = new_text_table("attempt", "ranks", "why so many", "ended by")
     for one in found["attempts"]:
         attempts.add_row(
             str(one["attempt"]), str(one["world"]), one["changed"] or "", one["ended_by"] or "-"
         )
     console.print(attempts)
-
-
-def _table(*columns: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table

@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("puna.cli.model:model", "Presets; inspect, compare and convert models."),
     "plan": ("puna.cli.plan:plan", "Time, memory, cost and failures of a training, predicted."),
     "train": ("puna.cli.train:train", "Pretraining; what it will need at any scale."),
-    "resilience": ("puna.cli.resilience:resilience", "What the checks of a training find."),
+    "resilience": ("puna.cli.resilience:resilience", "Faults, what is done about them, and tests."),
     "cluster": ("puna.cli.cluster:cluster", "The nodes of a run; which are not trusted, and why."),
     "launch": ("puna.cli.launch:launch", "Write the files that start a training on many nodes."),
     "post": ("puna.cli.post:post", "Instruction pairs and supervised fine-tuning."),

@@ -184,6 +184,17 @@ def new_table(title: str | None, first: str, *columns: str, tight: bool = False)
     return table
 
 
+def new_text_table(*columns: str) -> Table:
+    """Return an empty table of words, which are folded where they do not fit."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
 def new_console() -> Console:
     """Return the console that tables are printed to."""
     from rich.console import Console

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from puna.cli.model_tables import new_console, new_text_table
+
 if TYPE_CHECKING:
     from puna.resilience.sdc.coverage import Coverage
 
@@ -95,20 +97,17 @@ def policy(as_json: bool) -> None:
     """Print the table of faults: what notices each, how sure that is, what is done about it."""
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     from puna.resilience.policy import RULES
 
     if as_json:
         click.echo(json.dumps([asdict(rule) for rule in RULES]))
         return
-    table = Table("fault", "what is seen", "sure", "what is done, in order", "set by")
+    table = new_text_table("fault", "what is seen", "sure", "what is done, in order", "set by")
     for rule in RULES:
         steps = ", then ".join(action.replace("_", " ") for action in rule.actions)
         often = "" if rule.most_times is None else f" ({rule.most_times + 1}. time at one step)"
         table.add_row(rule.detector, rule.sees, rule.confidence, steps + often, rule.key)
-    Console().print(table)
+    new_console().print(table)
 
 
 @resilience.command("self-test")
@@ -159,9 +158,6 @@ def health(seconds: float, folder: Path, as_json: bool) -> int:
     """
     import time
 
-    from rich.console import Console
-    from rich.table import Table
-
     from puna.resilience.health import LIMITS, HostHealth, show, to_json
 
     host = HostHealth(folder)
@@ -171,11 +167,11 @@ def health(seconds: float, folder: Path, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([to_json(reading) for reading in readings]))
     else:
-        table = Table("what", f"in {seconds:g} s", "limit", "since boot", "")
+        table = new_text_table("what", f"in {seconds:g} s", "limit", "since boot", "")
         for reading in readings:
             limit = LIMITS[reading.kind]
             values = [show(value, limit.unit) for value in (reading.value, reading.limit)]
             total = "" if reading.total is None else show(reading.total, limit.unit)
             table.add_row(limit.meaning, *values, total, "BAD" if reading.is_bad else "good")
-        Console().print(table)
+        new_console().print(table)
     return int(any(reading.is_bad for reading in readings))

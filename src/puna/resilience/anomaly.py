@@ -16,8 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from puna.resilience.robust import robust_sigma
+
 AnomalyKind = Literal["not_finite", "loss_spike", "grad_spike"]
-_SIGMA_PER_MAD = 1.4826  # of a normal distribution
 _LEAST_VALUES = 16
 
 
@@ -55,14 +56,13 @@ class SpikeDetector:
         if len(self._values) < min(_LEAST_VALUES, self._values.maxlen or _LEAST_VALUES):
             return math.inf
         middle = statistics.median(self._values)
-        scatter = statistics.median(abs(value - middle) for value in self._values)
         return max(
-            middle + self._sigmas * _SIGMA_PER_MAD * scatter,
+            middle + self._sigmas * robust_sigma(self._values, middle),
             middle + (self._factor - 1.0) * abs(middle),
         )
 
     def add(self, value: float) -> None:
-        """Remember a good value."""
+        """Remember a value."""
         self._values.append(value)
 
 

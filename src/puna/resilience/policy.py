@@ -15,8 +15,8 @@ from typing import Literal
 Action = Literal[
     "replay", "skip", "roll_back", "report", "heal", "mend", "restart", "quarantine", "keep", "stop"
 ]
-"""``replay``: compute the step again. ``skip``: leave its update out. ``roll_back``: load an
-earlier checkpoint and leave out the updates of a window of data. ``report``: go on and say so.
+"""``replay``: compute the step again. ``skip``: leave its update out. ``roll_back``: go on from an
+earlier checkpoint, after bad numbers without the updates of some steps. ``report``: go on and say.
 ``heal``: take the state of a good replica. ``mend``: take the damaged shard from another place.
 ``restart``: end all processes and start them from the newest state. ``quarantine``: do without the
 node. ``keep``: go on with the last good one. ``stop``: end the run with a message."""
@@ -68,7 +68,7 @@ RULES = (
     Rule("roll_back", "a training asks for an earlier state", "certain", ("restart", "stop"), 3,
          "numbers.max_roll_backs"),
     Rule("sdc state", "digests of a state differ among replicas, or from an update to the next",
-         "certain", ("heal", "roll_back", "stop"), key="sdc.state"),
+         "certain", ("heal", "restart", "stop"), key="sdc.state"),
     Rule("sdc replay", "another rank computes another gradient of the same rows", "certain",
          ("replay", "quarantine", "stop"), key="sdc.replay_every"),
     Rule("sdc product", "the sums of a matrix product do not fit", "certain",

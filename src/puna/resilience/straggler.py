@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.resilience.protocols import Heartbeat
+from puna.resilience.robust import robust_sigma
 
 WINDOW_STEPS = 16
 """Steps that are compared: for its median to be high, more than half of them must be slow."""
 _LEAST_RATIO = 1.3
 _LEAST_SIGMAS = 5.0
-_SIGMA_PER_MAD = 1.4826  # of a normal distribution
 _ERROR_OF_MEDIAN = 1.2533  # of that of a mean
 
 
@@ -88,7 +88,7 @@ def find_slow(times_s: dict[int, Sequence[float]]) -> list[int]:
         others = [value for other, value in medians.items() if other != rank]
         middle_s = statistics.median(others)
         scatter_s = max(
-            _SIGMA_PER_MAD * _mad(others, middle_s),
+            robust_sigma(others, middle_s),
             statistics.median(_error(v) for other, v in times_s.items() if other != rank),
         )
         sigma_s = (scatter_s**2 + _error(times_s[rank]) ** 2) ** 0.5
@@ -98,14 +98,9 @@ def find_slow(times_s: dict[int, Sequence[float]]) -> list[int]:
     return found
 
 
-def _mad(values: Sequence[float], middle: float) -> float:
-    return statistics.median(abs(value - middle) for value in values)
-
-
 def _error(values: Sequence[float]) -> float:
     """Standard error of a median, by the scatter of its values."""
-    scatter = _SIGMA_PER_MAD * _mad(values, statistics.median(values))
-    return _ERROR_OF_MEDIAN * scatter / len(values) ** 0.5
+    return _ERROR_OF_MEDIAN * robust_sigma(values, statistics.median(values)) / len(values) ** 0.5
 
 
 def slow_in_words(event: dict[str, Any]) -> str:

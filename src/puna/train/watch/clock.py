@@ -61,18 +61,21 @@ class StepClock:
         return call
 
     def take_compute(self) -> float:
-        """Return the seconds of computing since the last call; no part may be open."""
+        """Return the seconds of computing since the last call; no part may be open.
+
+        What a GPU has not finished yet counts at a later call.
+        """
         self._count_compute()
         seconds, self._compute_s = self._compute_s, 0.0
         return seconds
 
     def _count_compute(self) -> None:
-        if self._is_gpu and self._spans:
-            self._spans[-1][2].synchronize()
         for name, begin, end in self._spans[self._n_counted :]:
+            if self._is_gpu and not end.query():
+                return
             if name in COMPUTE_PARTS:
                 self._compute_s += self._seconds(begin, end)
-        self._n_counted = len(self._spans)
+            self._n_counted += 1
 
     def _seconds(self, begin: Any, end: Any) -> float:
         return begin.elapsed_time(end) / 1000 if self._is_gpu else end - begin
@@ -81,6 +84,8 @@ class StepClock:
         """Return the seconds of each part since the last call, and begin anew."""
         if self._open:
             raise ValueError(f"the part {self._open[-1]} is not at its end")
+        if self._is_gpu and self._spans:
+            self._spans[-1][2].synchronize()
         self._count_compute()
         seconds: dict[Part, float] = dict.fromkeys((*STEP_PARTS, *BESIDE_PARTS), 0.0)
         for name, begin, end in self._spans:

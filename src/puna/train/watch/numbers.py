@@ -209,7 +209,7 @@ class NumberWatch:
         if what == "nan":
             gradient.view(-1)[0] = math.nan
         else:
-            gradient.add_(1.0).mul_(_SPIKE)
+            gradient.add_(1.0).mul_(_SPIKE)  # added to, for it may be all zeros
 
 
 def _seen(numbers: StepNumbers, found: Anomaly) -> str:
