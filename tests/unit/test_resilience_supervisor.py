@@ -266,10 +266,12 @@ def test_a_user_error_stops_at_once_with_its_own_message(events: Ledger):
 
 
 def test_the_same_crash_at_the_same_step_stops_after_the_second(events: Ledger):
-    def crash() -> FakeAttempt:
-        return FakeAttempt(1, [beat(0, 7), beat(1, 7)], [note(7, "ValueError: boom", rank=1)])
+    def crash(first: int) -> FakeAttempt:
+        """Both ranks fail, and either may be the first to say so."""
+        notes = [note(7, "ValueError: boom", rank=rank) for rank in (first, 1 - first)]
+        return FakeAttempt(1, [beat(0, 7), beat(1, 7)], notes)
 
-    job = FakeJob(crash(), crash(), good())
+    job = FakeJob(crash(0), crash(1), good())
     with pytest.raises(PunaError, match=r"2 times at step 7: rank 1: ValueError: boom"):
         supervise(job, events, POLICY, history=JobHistory())
     assert job.started == [0, 1]

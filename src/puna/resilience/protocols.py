@@ -99,12 +99,14 @@ class Fault:
     fix: str | None = None
     stacks: dict[int, str] | None = None
     """Of a hang: files with the stacks of the ranks."""
+    reason: str | None = None
+    """What the failing rank said; the same whichever of several ranks said it first."""
 
     @property
     def signature(self) -> tuple[str, int, str]:
         """Equal for two faults that are the same failure at the same step."""
         told = self.what in ("crash", "exit", "preflight")
-        return (self.what, self.step, self.message if told else "")
+        return (self.what, self.step, (self.reason or self.message) if told else "")
 
 
 class Attempt(Protocol):

@@ -247,7 +247,7 @@ class _Watch:
                 return Fault(
                     what, note.rank, note.step, now_s - note.t_mono_s,
                     f"rank {note.rank}: {note.message}" if what == "crash" else note.message,
-                    note.fix,
+                    note.fix, reason=note.message,
                 )  # fmt: skip
             dead = silent
         if dead:
