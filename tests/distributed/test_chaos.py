@@ -29,6 +29,20 @@ def test_a_training_survives_and_what_is_late_fails(tmp_path: Path) -> None:
     assert [problem.split(" ")[0] for problem in bad.problems] == ["noticed", "went"]
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+def test_a_training_survives_everything(tmp_path: Path) -> None:
+    verdicts = run_suite(SCENARIOS, tmp_path, n_ranks=2)
+    assert {one.name: one.problems for one in verdicts if one.problems} == {}
+
+
+def test_a_fault_that_needs_a_replica_needs_two_ranks() -> None:
+    result = CliRunner().invoke(cli, ["chaos", "flip-weight", "--ranks", "1"])
+    assert isinstance(result.exception, PunaError)
+    assert result.exception.fix == "set --ranks 2"
+
+
 def losses(subject: Subject) -> list[tuple[int, float]]:
     return [(event["step"], event["loss"]) for event in subject.events("train.step")]
 

@@ -83,10 +83,10 @@ def test_a_rank_that_is_slow_on_purpose_sleeps_twice_its_median_step(tmp_path, m
     events = Ledger(tmp_path / LEDGER_FILE, job="j")
     injector = FaultInjector(PlannedFault(0, 3, "slow"), 0, "j", Ledger(None, job="j"))
     for step in range(6):
-        injector.at(step, pytest.fail)
+        injector.strike(injector.take(step))
         injector.drag()
     assert slept == [1.0, 1.0, 1.0]
     other = FaultInjector(PlannedFault(1, 0, "slow"), 0, "j", events)
-    other.at(0, pytest.fail)
+    other.strike(other.take(0))
     other.drag()
     assert len(slept) == 3

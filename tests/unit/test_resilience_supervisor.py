@@ -370,7 +370,7 @@ def test_a_fault_is_injected_once_in_the_life_of_a_job(events: Ledger, monkeypat
         for rank in (0, 1):
             injector = FaultInjector(plan, rank, "j", events)
             for step in range(5):
-                injector.at(step, hurt=lambda what: None)
+                injector.strike(injector.take(step))
 
     run()
     assert len(sent) == 1

@@ -126,12 +126,12 @@ class StopHereError(Exception):
 def run_until(spec: JobSpec, step: int, monkeypatch) -> None:
     """Run, and break off in the middle of ``step``."""
 
-    def break_off(self, at: int, hurt: object) -> None:
+    def break_off(self, at: int) -> None:
         if at == step:
             raise StopHereError
 
     with monkeypatch.context() as patch:
-        patch.setattr("puna.train.loop.FaultInjector.at", break_off)
+        patch.setattr("puna.train.loop.FaultInjector.take", break_off)
         with pytest.raises(StopHereError):
             run(spec)
 

@@ -36,7 +36,7 @@ def chaos(
     """
     from puna.train.chaos.scenarios import SCENARIOS
 
-    chosen = _choose(names)
+    chosen = _choose(names, ranks)
     if only_list:
         table = new_table(None, "scenario", "fault", "expected")
         for one in SCENARIOS:
@@ -60,11 +60,11 @@ def chaos(
     sys.exit(int(any(one.problems for one in verdicts)))
 
 
-def _choose(names: tuple[str, ...]) -> list[Scenario]:
-    """Return the scenarios of these names, or all.
+def _choose(names: tuple[str, ...], ranks: int) -> list[Scenario]:
+    """Return the scenarios of these names, or all that so many ranks can run.
 
     Raises:
-        PunaError: There is none of that name.
+        PunaError: There is none of that name, or it needs more ranks.
     """
     from puna.core.errors import PunaError
     from puna.train.chaos.scenarios import SCENARIOS
@@ -75,7 +75,10 @@ def _choose(names: tuple[str, ...]) -> list[Scenario]:
             raise PunaError(
                 f"{name} is no scenario", f"take one of {', '.join(known)} (puna chaos --list)"
             )
-    return [known[name] for name in names] if names else list(SCENARIOS)
+        if known[name].is_replicated and ranks == 1:
+            raise PunaError(f"{name} needs a replica of the rank that is hurt", "set --ranks 2")
+    able = [one for one in SCENARIOS if ranks > 1 or not one.is_replicated]
+    return [known[name] for name in names] if names else able
 
 
 def _run(chosen: list[Scenario], folder: Path, ranks: int, seed: int) -> list[Verdict]:

@@ -19,5 +19,8 @@ class FaultConfig(Config):
     """Step (from 0) in the middle of which it is hit."""
     what: FaultKind = "kill"
     """`kill` (SIGKILL), `hang` (SIGSTOP), `loop` (computes for ever), `wait` (sleeps for ever),
-    `nan` (a gradient that is no number), `spike` (gradients a million times too large) or `slow`
-    (from then on each step computes longer, by twice what its steps took)."""
+    `slow` (from then on each step computes longer, by twice what its steps took), `cut` (its
+    connections end), `memory` (it asks for more than there is), `full-disk` (for four steps it can
+    write no file of over 64 KiB), `nan` (a gradient that is no number), `spike` (gradients a
+    million times too large), `flip-...` (one bit is wrong: at rest before the step, in what a layer
+    gives, or in the summed gradients) or `stuck` (what a layer gives is wrong from then on)."""

@@ -28,6 +28,7 @@ from puna.train.schedule import lr_factor
 from puna.train.spec import JobSpec
 from puna.train.state import restore_state
 from puna.train.watch.heldout import HeldOutEvaluation
+from puna.train.watch.injury import Injury
 from puna.train.watch.numbers import NumberWatch
 from puna.train.watch.profile import StepProfile
 from puna.train.watch.sdc import SdcWatch
@@ -64,9 +65,9 @@ def train(
     watch = _watch(spec, attempt, first_step, model, precision, heart, events)
     meter, evaluation = watch.meter, watch.evaluation
     _tell_start(spec, attempt, world, precision, meter, events)
-    sdc = SdcWatch(spec, model, state.tensors, events, first_step)
-    injector = _fault_injector(spec, world, events)
-    numbers = NumberWatch(spec, model, sdc, injector, tiers, events, first_step)
+    injury = Injury(model, state.tensors, _fault_injector(spec, world, events))
+    sdc = SdcWatch(spec, model, state.tensors, events, first_step, injury.forward_backward)
+    numbers = NumberWatch(spec, model, sdc, tiers, events, first_step)
 
     with (
         BatchFeed(source, world, first_step, cfg.n_steps, cfg.prefetch, events) as feed,

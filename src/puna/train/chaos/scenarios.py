@@ -32,6 +32,7 @@ class Scenario:
         ends: ``same``: like the run without a fault. ``stopped``: with one message, after two
             attempts.
         bad_step: Step whose data are broken.
+        is_replicated: Whether every rank has the whole state, so that what one has can be healed.
         training: What the training's configuration has beside, such as a fault inside a step.
     """
 
@@ -43,6 +44,7 @@ class Scenario:
     tier: str | None = None
     ends: Literal["same", "stopped"] = "same"
     bad_step: int = -1
+    is_replicated: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -170,6 +172,17 @@ def _inside(what: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def layout_of(is_replicated: bool, n_ranks: int) -> dict[str, Any]:
+    """Return the part of a training's configuration that says who has which part of the state."""
+    return {"parallel": {"replicate": n_ranks}} if is_replicated else {}
+
+
+def _corrupted(what: str) -> dict[str, Any]:
+    """Configure silent corruption inside a step, and the checks that find it."""
+    checks = {"state": True, "at_rest": "always", "replay_every": 1, "products": True}
+    return {"fault": {"rank": 1, "step": _LATE, "what": what}, "sdc": checks}
+
+
 SAME = "the same loss, gradient norm and weights, bit by bit"
 _OLDER = f"the damage is found; an older checkpoint; {SAME}"
 SCENARIOS = (
@@ -214,6 +227,27 @@ SCENARIOS = (
              f"the step is computed again; {SAME}", _nothing, training=_inside("nan")),
     Scenario("spike", "the gradients of one rank are a million times too large, once",
              f"the step is computed again; {SAME}", _nothing, training=_inside("spike")),
+    *(
+        Scenario(f"flip-{site}", f"one bit flipped in {where} of one rank",
+                 f"found in the same step and mended; {SAME}", _nothing, is_replicated=True,
+                 training=_corrupted(f"flip-{site}"))
+        for site, where in (
+            ("weight", "the weights"), ("optimizer", "the optimiser's state"),
+            ("gradient", "the summed gradients"), ("activation", "what a layer gives"),
+            ("data", "the batch"),
+        )
+    ),
+    Scenario("stuck", "a layer of one rank gives wrong values from a step on",
+             f"the rank is named; restart; {SAME}", _nothing, is_replicated=True,
+             training=_corrupted("stuck")),
+    Scenario("cut", "the connections of one rank end", f"restart from memory; {SAME}", _nothing,
+             tier="memory", training=_inside("cut")),
+    Scenario("memory", "a rank asks for more memory than there is",
+             f"restart from memory; {SAME}", _nothing, tier="memory",
+             training=_inside("memory")),
+    Scenario("full-disk", "a checkpoint cannot be written",
+             f"it is told, the run goes on with the one before; {SAME}", _nothing,
+             training=_inside("full-disk")),
     Scenario("slow", "a rank computes longer from a step on, by twice what its steps took",
              f"it is named; {SAME}", _nothing, detect_s=20.0, training=_inside("slow")),
 )  # fmt: skip

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.fsio import hash_file, remove_tree
+from puna.resilience.faults import SILENT
 from puna.resilience.processes import process_alive
-from puna.train.chaos.scenarios import Scenario
+from puna.train.chaos.scenarios import Scenario, layout_of
 from puna.train.chaos.subject import MissedError, Subject
 
 _WAIT_S = 180.0
 _TRIES = 3
-_NOTICES = ("fault.detected", "train.anomaly", "straggler.detected")
+_NOTICES = (
+    "fault.detected", "train.anomaly", "straggler.detected", "sdc.detected",
+    "train.checkpoint_failed",
+)  # fmt: skip
 _WEIGHTS = Path("model") / "model.safetensors"
 
 
@@ -74,15 +78,13 @@ def run_suite(
     Raises:
         ChaosError: The training without a fault failed.
     """
-    calm = Subject(folder / "calm", n_ranks)
-    calm.start()
-    if calm.wait(_WAIT_S) != 0:
-        raise ChaosError((calm.folder / "output.txt").read_text(encoding="utf-8", errors="replace"))
-    steps = _steps(calm)
-    weights = hash_file(calm.out / _WEIGHTS)
+    calm: dict[bool, _Calm] = {}
     verdicts = []
     for scenario in scenarios:
-        verdict = _run(scenario, folder, n_ranks, seed, steps, weights)
+        key = scenario.is_replicated
+        if key not in calm:
+            calm[key] = _run_calm(folder / f"calm-{len(calm)}", n_ranks, layout_of(key, n_ranks))
+        verdict = _run(scenario, folder, n_ranks, seed, calm[key])
         if not verdict.problems:
             remove_tree(folder / scenario.name)
         on_verdict(verdict)
@@ -90,15 +92,31 @@ def run_suite(
     return verdicts
 
 
-def _run(
-    scenario: Scenario, folder: Path, n_ranks: int, seed: int, steps: dict[int, Any], weights: str
-) -> Verdict:
+@dataclass(frozen=True)
+class _Calm:
+    """What a training without a fault came to."""
+
+    steps: dict[int, tuple[float, float]]
+    weights: str
+
+
+def _run_calm(folder: Path, n_ranks: int, layout: dict[str, Any]) -> _Calm:
+    subject = Subject(folder, n_ranks, **layout)
+    subject.start()
+    if subject.wait(_WAIT_S) != 0:
+        output = subject.folder / "output.txt"
+        raise ChaosError(output.read_text(encoding="utf-8", errors="replace"))
+    return _Calm(_steps(subject), hash_file(subject.out / _WEIGHTS))
+
+
+def _run(scenario: Scenario, folder: Path, n_ranks: int, seed: int, calm: _Calm) -> Verdict:
     start_s = time.monotonic()
     verdict = Verdict(scenario.name, scenario.fault, scenario.expected)
     for number in range(_TRIES):
         subject = Subject(
-            folder / scenario.name, n_ranks, scenario.bad_step, seed + number, **scenario.training
-        )
+            folder / scenario.name, n_ranks, scenario.bad_step, seed + number,
+            **layout_of(scenario.is_replicated, n_ranks), **scenario.training,
+        )  # fmt: skip
         subject.start()
         try:
             scenario.inject(subject)
@@ -108,7 +126,7 @@ def _run(
             continue
         finally:
             subject.close()
-        verdict.problems = _judge(scenario, subject, code, steps, weights, verdict)
+        verdict.problems = _judge(scenario, subject, code, calm, verdict)
         break
     verdict.seconds = time.monotonic() - start_s
     return verdict
@@ -118,8 +136,7 @@ def _judge(
     scenario: Scenario,
     subject: Subject,
     code: int | None,
-    steps: dict[int, Any],
-    weights: str,
+    calm: _Calm,
     verdict: Verdict,
 ) -> list[str]:
     """Fill in a verdict; return what did not hold."""
@@ -137,24 +154,36 @@ def _judge(
         problems.append(f"went on from {verdict.tier or 'nothing'}, not from {scenario.tier}")
     if any(process_alive(beat.pid) for beat in subject.beats()):
         problems.append("left processes behind")
-    slow = {event["rank"] for event in subject.events("fault.injected") if event["what"] == "slow"}
-    named = {event["rank"] for event in subject.events("straggler.detected")}
-    if slow and named != slow:
-        problems.append(f"ranks {sorted(slow)} were slow, and {sorted(named) or 'none'} named")
+    problems += _wrongly_named(subject)
     wrong = {
         event["step"]
         for event in subject.events("train.step")
-        if (event["loss"], event["grad_norm"]) != steps[event["step"]]
+        if (event["loss"], event["grad_norm"]) != calm.steps[event["step"]]
     }
     if wrong:
         problems.append(f"steps {sorted(wrong)} differ from those without a fault")
     if scenario.ends == "same":
         path = subject.out / _WEIGHTS
-        if not path.exists() or hash_file(path) != weights:
+        if not path.exists() or hash_file(path) != calm.weights:
             problems.append("the final weights differ")
     elif len(subject.events("attempt.start")) != 2:
         problems.append(f"{len(subject.events('attempt.start'))} attempts, not 2")
     return problems
+
+
+def _wrongly_named(subject: Subject) -> list[str]:
+    """Compare the ranks that were slow or wrong with those that were named."""
+    slow, wrong = set(), set()
+    for event in subject.events("fault.injected"):
+        of = slow if event["what"] == "slow" else wrong if event["what"] in SILENT else set()
+        of.add(event["rank"])
+    is_slow = {event["rank"] for event in subject.events("straggler.detected")}
+    is_wrong = {rank for event in subject.events("sdc.detected") for rank in event["ranks"]}
+    return [
+        f"ranks {sorted(hurt)} were {what}, and {sorted(named) or 'none'} named"
+        for what, hurt, named in (("slow", slow, is_slow), ("wrong", wrong, is_wrong))
+        if hurt and named != hurt
+    ]
 
 
 def _measure(subject: Subject, verdict: Verdict) -> None:

@@ -11,29 +11,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.core.fsio import write_json
 from puna.core.ledger import Ledger, read_events
 from puna.resilience.anomaly import Anomaly, NumberCheck
-from puna.resilience.faults import FaultInjector
 from puna.resilience.protocols import RollBackError
 from puna.train.batch import TensorBatch
 from puna.train.checkpoint.tiers import CheckpointTiers
 from puna.train.parallel.model import ParallelModel
-from puna.train.parallel.shards import local
 from puna.train.spec import JobSpec
 from puna.train.watch.sdc import SdcWatch
 
 SKIPS_FILE = "skips.json"
 """Steps to leave out, in the folder of the job's state."""
-_SPIKE = 1e6
 _SEEN = {
     "not_finite": "the loss is {loss} and the gradient's norm {norm}",
     "loss_spike": "the loss is {loss}, {limit} at most was expected",
@@ -83,7 +77,6 @@ class NumberWatch:
         spec: The job.
         model: The model.
         sdc: Checks for silent corruption, which compute the gradients.
-        injector: Faults on purpose, inside of steps.
         tiers: Checkpoints, of which the newest are given up in a roll-back.
         events: Ledger.
         first_step: The next step.
@@ -94,14 +87,13 @@ class NumberWatch:
         spec: JobSpec,
         model: ParallelModel,
         sdc: SdcWatch,
-        injector: FaultInjector,
         tiers: CheckpointTiers,
         events: Ledger,
         first_step: int,
     ) -> None:
         self._config, self._clip_norm = spec.training.numbers, spec.training.clip_norm
         self._model, self._world, self._sdc = model, model.world, sdc
-        self._injector, self._tiers, self._events = injector, tiers, events
+        self._tiers, self._events = tiers, events
         self._first_step, self._n_skipped = first_step, 0
         self._path = spec.state_dir / SKIPS_FILE
         cfg = self._config
@@ -131,9 +123,6 @@ class NumberWatch:
 
     def _once(self, step: int, batch: TensorBatch) -> StepNumbers:
         loss = self._sdc.forward_backward(step, batch)
-        self._injector.at(step, self._hurt)
-        with self._model.clock.part("backward"):
-            self._injector.drag()
         with self._model.clock.part("optimizer"):
             return StepNumbers(loss, self._model.clip_gradients(self._clip_norm))
 
@@ -199,17 +188,6 @@ class NumberWatch:
     def _tell(self, kind: str, step: int, *, durable: bool = False, **values: Any) -> None:
         if self._world.rank == 0:
             self._events.emit(kind, durable=durable, step=step, **values)
-
-    def _hurt(self, what: str) -> None:
-        """Damage this rank's gradients: a fault on purpose."""
-        gradients: Iterable[Tensor] = (
-            local(p.grad) for p in self._model.parameters() if p.grad is not None
-        )
-        gradient = next(part for part in gradients if part.numel())
-        if what == "nan":
-            gradient.view(-1)[0] = math.nan
-        else:
-            gradient.add_(1.0).mul_(_SPIKE)  # added to, for it may be all zeros
 
 
 def _seen(numbers: StepNumbers, found: Anomaly) -> str:

@@ -41,6 +41,7 @@ class SdcWatch:
         tensors: Live state, parameters and optimiser.
         events: Ledger.
         first_step: The next step.
+        compute: Computes the gradients of a step's batch; returns the loss.
 
     Raises:
         PunaError: Documents may be left out, so that batches cannot be made again.
@@ -54,8 +55,10 @@ class SdcWatch:
         tensors: Mapping[str, Tensor],
         events: Ledger,
         first_step: int,
+        compute: Callable[[int, TensorBatch], float],
     ) -> None:
         cfg = spec.training.sdc
+        self._compute_gradients = compute
         self._model, self._world, self._spec, self._events = model, model.world, spec, events
         self._guard: StateGuard | None = None
         self._replay: ReplayCheck | None = None
@@ -108,7 +111,7 @@ class SdcWatch:
             self._products.arm(step)
         is_compared = self._replay is not None and self._replay.is_due(step)
         record = GradientRecord(self._model.stages.values()) if is_compared else None
-        loss = self._model.forward_backward(batch)
+        loss = self._compute_gradients(step, batch)
         # First of all: damaged parameters look like a rank that computes wrongly.
         is_wrong = self._guard is not None and self._guard.before_update(step, always=is_compared)
         if self._products is not None:
