@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from puna.cli.plan_calibrate import calibrate
 from puna.cli.plan_estimate import estimate
 from puna.cli.plan_fabric import fabric
 from puna.cli.plan_failures import failures
@@ -22,6 +23,7 @@ plan.add_command(estimate)
 plan.add_command(search)
 plan.add_command(fabric)
 plan.add_command(failures)
+plan.add_command(calibrate)
 
 
 @plan.command("predict")
@@ -69,24 +71,3 @@ def validate(as_json: bool, picture: Path | None) -> None:
     print_dossier(dossier)
     if picture is not None:
         click.echo(f"picture: {picture}")
-
-
-@plan.command("calibrate")
-@click.argument("rows", type=click.Path(path_type=Path, dir_okay=False), required=False)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
-    help="File of constants to write, for --constants.",
-)  # fmt: skip
-def calibrate(rows: Path | None, out: Path) -> None:
-    """Fit the constants to the bundled public rows, and to your own measured ones if given.
-
-    ROWS is a CSV file with the columns of the bundled rows, step_s measured by you; name your
-    cluster in src. At least three rows of one kind of job are worth it; one is not.
-    """
-    from puna.plan.shipped import join, measured, published, refit, write_calibration
-
-    data = published() if rows is None else join(published(), measured(rows))
-    fit, widths = refit(data)
-    write_calibration(out, fit, widths)
-    bounds = ", ".join(fit.constants.at_bounds()) or "none"
-    click.echo(f"{fit.n_rows} rows, constants on a bound: {bounds}; written: {out}")

@@ -13,7 +13,7 @@ _CHOICES = {
     "schedule": ("1f1b", "interleaved_1f1b", "interleaved_zero_bubble"),
     "sharding": ("zero1", "zero2", "zero3"),
     "recompute": ("none", "selective", "sac", "full"),
-    "precision": ("bf16", "fp8", "mxfp8", "nvfp4"),
+    "precision": ("bf16", "fp8", "mxfp8", "nvfp4", "fp32"),
     "software": ("plain", "tuned"),
 }
 
@@ -27,7 +27,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--gpu", default="h100", show_default=True,
-            help="Preset, or a .toml file of your own (docs/howto/plan.md).",
+            help="Preset, or a .toml or .json file of your own (docs/howto/plan.md).",
         ),
         click.option("--gpus", "n_gpus", type=click.IntRange(min=1), required=True,
                      help="GPUs of the job."),

@@ -48,7 +48,14 @@ def print_estimate(found: Estimate, levels: Sequence[Level]) -> None:
     console.print(f"FLOPs (model): {CONVENTION}")
     for name, text in list(CONVENTIONS.items())[1:]:
         console.print(f"  {name}: {text}")
+    if job.gpu.runs:
+        console.print(
+            f"times multiplied by {found.factor:.3g} after {len(job.gpu.runs)} runs of your own"
+        )
+        return
     console.print(f"interval of {found.group}; see `puna plan validate` for how it was measured")
+    if job.gpu.measured is not None and job.gpu.measured.device == "cpu":
+        console.print("no constant was fitted on a CPU: add runs (`puna plan calibrate --run`)")
 
 
 def _print_parts(found: Estimate, levels: Sequence[Level]) -> None:

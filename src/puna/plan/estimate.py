@@ -14,8 +14,9 @@ from puna.plan.flops import CONVENTION, CONVENTIONS, flops_per_token, tflops_per
 from puna.plan.intervals import group_of
 from puna.plan.job import Job, check, workload_of_job
 from puna.plan.memory import MEMORY_PARTS, Memory, peak_memory, stage_memory
+from puna.plan.runs import own_factor
 from puna.plan.shipped import Calibration, calibration
-from puna.plan.step import PARTS, StepTime, step_time
+from puna.plan.step import PARTS, StepTime, scaled, step_time
 from puna.plan.workload import Workload, stack
 
 MEMORY_WIDTH = {"megatron": 0.03, "fsdp": 0.15}
@@ -66,6 +67,8 @@ class Estimate:
     """Bytes per part of each pipeline stage."""
     group: str
     """Software and GPU family, which decide the interval."""
+    factor: float = 1.0
+    """By which runs of the user's own on this hardware corrected the time."""
 
     @property
     def tokens_per_s(self) -> Range:
@@ -107,6 +110,7 @@ class Estimate:
         return {
             "job": self.job.model_dump(),
             "interval": {"level": 0.9, "group": self.group},
+            "own_runs": {"n": len(self.job.gpu.runs), "factor": self.factor},
             "step_s": self.step_s._asdict(),
             "tokens_per_s": self.tokens_per_s._asdict(),
             "flops_convention": CONVENTION,
@@ -151,9 +155,10 @@ def estimate(job: Job, known: Calibration | None = None) -> Estimate:
     check(job)
     known = known or calibration()
     w = workload_of_job(job)
+    factor, width = own_factor(job, known)
     time = step_time(w, known.constants)
-    group = group_of(w)
-    half = math.hypot(known.widths.of(group), _fabric_half(job, time.total, known.constants))
+    half = math.hypot(width, _fabric_half(job, time.total, known.constants))
+    time = scaled(time, factor)
     spread = _part_spread(w, known)
     parts = {
         name: Range.around(getattr(time, name), math.hypot(half, Z90 * spread[name]))
@@ -164,8 +169,9 @@ def estimate(job: Job, known: Calibration | None = None) -> Estimate:
     stages = [_memory_parts(stage_memory(w, float(stage))) for stage in range(job.layout.pp)]
     memory = Range(peak.total, peak.total * (1 - width), peak.total * (1 + width))
     return Estimate(
-        job, w, Range.around(time.total, half), parts, memory, _memory_parts(peak), stages, group
-    )
+        job, w, Range.around(time.total, half), parts, memory, _memory_parts(peak), stages,
+        group_of(w), factor,
+    )  # fmt: skip
 
 
 def _memory_parts(memory: Memory) -> dict[str, float]:

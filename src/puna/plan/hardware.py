@@ -6,6 +6,7 @@ values are the vendors' data sheets; what a job really gets is fitted (``puna.pl
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -15,7 +16,10 @@ from pydantic import Field, ValidationError
 
 from puna.core.config import Config
 from puna.core.errors import PunaError
+from puna.core.fsio import write_text
 from puna.core.registry import Registry
+from puna.plan.measured import Measured
+from puna.plan.own import OwnRun
 
 Family = Literal["ampere", "hopper", "blackwell", "other"]
 
@@ -33,6 +37,8 @@ class Gpu(Config):
     """Dense fp8; 0: it has none."""
     fp4_tflops: float = Field(default=0.0, ge=0)
     """Dense NVFP4; 0: it has none."""
+    fp32_tflops: float = Field(default=0.0, ge=0)
+    """Dense float32, of CPUs that have no bf16; 0: not planned with."""
     hbm_tb_s: float = Field(gt=0)
     """Bandwidth of its memory, 10**12 bytes/s."""
     memory_gib: float = Field(gt=0)
@@ -52,6 +58,12 @@ class Gpu(Config):
     """Power limit (TDP)."""
     usd_per_hour: float = Field(default=2.5, ge=0)
     """Assumed price of a GPU-hour; give your own."""
+    measured: Measured | None = None
+    """What `puna plan calibrate --measure` found on a machine of this kind; used instead of the
+    fitted efficiencies."""
+    runs: list[OwnRun] = Field(default_factory=list)
+    """Trainings of your own on this hardware (`puna plan calibrate --run`), which every prediction
+    with it is corrected by."""
 
 
 GPUS: Registry[Gpu] = Registry("GPU")
@@ -98,21 +110,27 @@ def find_gpu(name: str) -> Gpu:
     """Return a preset, or the GPU that a TOML file describes.
 
     Args:
-        name: Of a preset, in any spelling (`H100 SXM`), or the path of a ``.toml`` file with the
-            fields of :class:`Gpu`.
+        name: Of a preset, in any spelling (`H100 SXM`), or the path of a ``.toml`` or ``.json``
+            file with the fields of :class:`Gpu`.
 
     Raises:
         PunaError: Unknown preset, unreadable file, or a wrong field.
     """
-    if not name.endswith(".toml"):
-        plain = re.sub(r"[^a-z0-9]", "", name.lower())
-        known = {re.sub(r"[^a-z0-9]", "", preset): preset for preset in GPUS} | _ALIASES
+    if not name.endswith((".toml", ".json")):
+        plain = _plain(name)
+        known = {_plain(preset): preset for preset in GPUS} | _ALIASES
         return GPUS.get(known.get(plain, name.lower()))
     try:
-        values = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+        text = Path(name).read_text(encoding="utf-8")
+        values = json.loads(text) if name.endswith(".json") else tomllib.loads(text)
         return Gpu.model_validate({"name": Path(name).stem, **values})
-    except tomllib.TOMLDecodeError as error:
-        raise PunaError(f"{name}: not TOML: {error}", "see docs/howto/plan.md") from error
+    except FileNotFoundError as error:
+        raise PunaError(
+            f"{name}: no such hardware file", "make one with `puna plan calibrate --measure`"
+        ) from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        kind = "JSON" if name.endswith(".json") else "TOML"
+        raise PunaError(f"{name}: not {kind}: {error}", "see docs/howto/plan.md") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -120,3 +138,43 @@ def find_gpu(name: str) -> Gpu:
             f"{name}: {where}: {first['msg']} (got {first.get('input')!r})",
             "see docs/howto/plan.md for the fields of a hardware file",
         ) from error
+
+
+def preset_in(text: str) -> Gpu | None:
+    """Return the preset whose name stands in the name that a driver gives its GPU, if any.
+
+    Args:
+        text: ``NVIDIA H100 80GB HBM3``.
+    """
+    known = {_plain(preset): preset for preset in GPUS}
+    found = [name for name in known if name in _plain(text)]
+    return GPUS.get(known[max(found, key=len)]) if found else None
+
+
+def write_gpu(path: Path, gpu: Gpu) -> None:
+    """Write a hardware file.
+
+    Args:
+        path: Ends in ``.toml`` or ``.json``.
+        gpu: What to write.
+
+    Raises:
+        PunaError: The name ends otherwise.
+    """
+    values = gpu.model_dump(mode="json", exclude_none=True)
+    if path.suffix == ".json":
+        write_text(path, json.dumps(values, indent=1) + "\n")
+    elif path.suffix == ".toml":
+        import tomli_w
+
+        from puna.core.recipe import toml_values
+
+        write_text(path, tomli_w.dumps(toml_values(values)))
+    else:
+        raise PunaError(
+            f"{path}: a hardware file is TOML or JSON", "end the name with .toml or .json"
+        )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from puna.plan.fabric import Fabric
 from puna.plan.hardware import Gpu
 from puna.plan.workload import Workload
 
-Precision = Literal["bf16", "fp8", "mxfp8", "nvfp4"]
+Precision = Literal["bf16", "fp8", "mxfp8", "nvfp4", "fp32"]
 Recompute = Literal["none", "selective", "sac", "full"]
 Sharding = Literal["zero1", "zero2", "zero3"]
 Schedule = Literal["1f1b", "interleaved_1f1b", "interleaved_zero_bubble"]
@@ -62,7 +63,7 @@ class Job(Config):
     global_batch: int = Field(ge=1)
     """Rows per step, all GPUs."""
     precision: Precision = "bf16"
-    """Format of the layers' products; head and attention stay in bf16."""
+    """Format of the layers' products; head and attention stay in bf16. `fp32`: all in float32."""
     software: Software = "plain"
     """`tuned`: a vendor's configuration that overlaps tensor-parallel communication and launches
     kernels by CUDA graphs."""
@@ -205,6 +206,7 @@ def workload_of_job(job: Job, nic: Literal["mid", "low", "high"] = "mid") -> Wor
     """
     m, lay, gpu = job.model, job.layout, job.gpu
     states = job.dp * lay.cp
+    wide = job.precision == "fp32"
     return Workload(
         n_gpus=float(job.n_gpus), layers=float(m.n_layers), dim=float(m.dim),
         ffn=float(m.ffn_dim), heads=float(m.n_heads), kv_dim=float(m.kv_dim),
@@ -218,18 +220,35 @@ def workload_of_job(job: Job, nic: Literal["mid", "low", "high"] = "mid") -> Wor
         selective=float(lay.recompute == "selective"), sac=float(lay.recompute == "sac"),
         flash=1.0, fp8=float(job.precision == "fp8"), mxfp8=float(job.precision == "mxfp8"),
         nvfp4=float(job.precision == "nvfp4"), eager=0.0, tuned=float(job.software == "tuned"),
-        classic=0.0, peak=gpu.bf16_tflops * 1e12, peak_low=_peak(job) * 1e12,
+        classic=0.0, peak=(gpu.fp32_tflops if wide else gpu.bf16_tflops) * 1e12,
+        peak_low=_peak(job) * 1e12,
         hbm=gpu.hbm_tb_s * 1e12, hbm_bytes=gpu.memory_gib * 2**30, sustained=gpu.sustained,
         sms=float(gpu.sms), nvlink=gpu.nvlink_gb_s * 1e9, domain=float(gpu.domain),
         nic=job.fabric.nic(job.n_gpus, nic), is_a100=float(gpu.family == "ampere"),
         is_blackwell=float(gpu.family == "blackwell"), is_other=float(gpu.family == "other"),
+        fp32=float(wide), **_measured(job),
     )  # fmt: skip
+
+
+def _measured(job: Job) -> dict[str, float]:
+    """Return what was measured of the GPU, as fields of a workload."""
+    measured = job.gpu.measured
+    if measured is None:
+        return {}
+    products, link = measured.products(job.precision), measured.link()
+    found = {"gemm_rate": products.tflops * 1e12, "gemm_bytes": products.gb_s * 1e9}
+    if measured.device == "cpu":  # a GPU's calls are queued while it computes
+        found["gemm_call"] = products.call_s
+    if link is not None:
+        alpha = link.latency_s / max(math.log2(link.n_ranks), 1.0)
+        found |= {"link": link.bus_gb_s * 1e9, "link_alpha": alpha}
+    return found
 
 
 def _peak(job: Job) -> float:
     """Return the dense TFLOPS of the products' format; 0 when the GPU has none."""
-    if job.precision == "bf16":
-        return job.gpu.bf16_tflops
+    if job.precision in ("bf16", "fp32"):
+        return job.gpu.bf16_tflops if job.precision == "bf16" else job.gpu.fp32_tflops
     return job.gpu.fp4_tflops if job.precision == "nvfp4" else job.gpu.fp8_tflops
 
 

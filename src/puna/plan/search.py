@@ -21,8 +21,9 @@ from puna.plan.estimate import Estimate, estimate
 from puna.plan.failures import Reliability, at_best_intervals, closed_form
 from puna.plan.job import Job, Layout, check, workload_of_job
 from puna.plan.memory import peak_memory
+from puna.plan.runs import own_factor
 from puna.plan.shipped import calibration
-from puna.plan.step import PARTS, StepTime, step_time
+from puna.plan.step import PARTS, StepTime, scaled, step_time
 from puna.plan.workload import Workload, stack
 
 USABLE = 0.9
@@ -223,7 +224,8 @@ def _price(job: Job, kinds: Sequence[str], constants: Constants) -> _Priced:
         )
     w = _side_by_side(job, layouts)
     memory = np.asarray(peak_memory(w).total)
-    return _Priced(job, layouts, w, step_time(w, constants), memory, len(layouts))
+    time = scaled(step_time(w, constants), own_factor(job, calibration())[0])
+    return _Priced(job, layouts, w, time, memory, len(layouts))
 
 
 def _side_by_side(job: Job, layouts: Sequence[Layout]) -> Workload:

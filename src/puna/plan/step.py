@@ -72,6 +72,11 @@ class StepTime:
 PARTS = tuple(f.name for f in fields(StepTime))
 
 
+def scaled(time: StepTime, factor: float) -> StepTime:
+    """Return all parts times a factor."""
+    return StepTime(*(factor * getattr(time, name) for name in PARTS))
+
+
 @dataclass(slots=True)
 class _Layer:
     """Seconds of one layer and micro-batch, forward."""
@@ -147,8 +152,19 @@ def params_per_rank(w: Workload) -> Num:
     return (layer * w.layers / w.pp + w.vocab * h * tables) / w.tp
 
 
+def _never(value: Num) -> bool:
+    """Tell whether nothing was measured, for which a prediction should not pay."""
+    return isinstance(value, float) and value == 0.0
+
+
 def _efficiency(w: Workload, c: Constants, o: Ops) -> Num:
     """Share of the peak that a large bf16 product reaches on this GPU with this software."""
+    if _never(w.gemm_rate):
+        return _fitted_efficiency(w, c, o)
+    return o.where(w.gemm_rate > 0, w.gemm_rate / w.peak, _fitted_efficiency(w, c, o))
+
+
+def _fitted_efficiency(w: Workload, c: Constants, o: Ops) -> Num:
     gpu = o.where(w.is_a100, c.d_a100, o.where(w.is_blackwell, c.d_blackwell, 1.0))
     software = o.where(w.eager, c.d_eager, o.where(w.classic, c.d_classic, 1.0))
     return c.e_gemm * gpu * software * w.sustained
@@ -165,7 +181,12 @@ def _product(
     """
     waves = m * n / (128 * 256 * w.sms)
     lost = 1 + c.wave * (o.ceil(waves) / waves - 1)
-    return 2 * m * n * k / rate * lost + c.roof * width * (m * k + k * n + m * n) / w.hbm
+    flops, moved = 2 * m * n * k, width * (m * k + k * n + m * n)
+    fitted = flops / rate * lost + c.roof * moved / w.hbm
+    if _never(w.gemm_rate):
+        return fitted
+    measured = flops / rate + moved / o.maximum(w.gemm_bytes, 1.0) + w.gemm_call
+    return o.where(w.gemm_rate > 0, measured, fitted)
 
 
 def _forward(w: Workload, c: Constants, o: Ops, tokens: Num) -> _Layer:
@@ -173,7 +194,7 @@ def _forward(w: Workload, c: Constants, o: Ops, tokens: Num) -> _Layer:
     factor = o.where(w.nvfp4, c.x_nvfp4, o.where(w.mxfp8, c.x_mxfp8, o.where(w.fp8, c.x_fp8, 1.0)))
     factor = factor * o.where(low * w.is_blackwell, c.d_low, 1.0)
     rate = w.peak_low * _efficiency(w, c, o) * factor
-    width = 2.0 - low - 0.5 * w.nvfp4
+    width = 2.0 - low - 0.5 * w.nvfp4 + 2 * w.fp32
     h, f, inner = w.dim, w.ffn / w.tp, w.dim / w.tp
     gemm = (
         _product(w, c, o, tokens, inner + 2 * w.kv_dim / w.tp, h, rate, width)
@@ -185,15 +206,16 @@ def _forward(w: Workload, c: Constants, o: Ops, tokens: Num) -> _Layer:
     spread = o.where(w.sp, w.tp, 1 + 0.5 * (w.tp - 1))
     passes = c.c_mem * o.where(w.eager, c.c_eager, 1.0)
     touched = passes * (h / spread + 0.5 * f) + low * c.c_cast * (2 * h / spread + inner + f)
-    stream = 2 * tokens * h
+    element = 2 + 2 * w.fp32
+    stream = element * tokens * h
     # Four collectives per layer and pass: two gathers and two reductions (an all-reduce is both).
     tensor = 4 * _ring(o, stream, w.tp, *_links(w, c, o, w.tp, 1.0))
-    keys_values = 4 * tokens * w.cp * w.kv_dim / w.tp
+    keys_values = 2 * element * tokens * w.cp * w.kv_dim / w.tp
     context = 0.5 * _ring(o, keys_values, w.cp, *_links(w, c, o, w.cp, w.tp))
     return _Layer(
         gemm,
         _attention(w, c, o),
-        2 * tokens * touched / w.hbm + KERNELS * GAP * (1 + w.eager),
+        element * tokens * touched / w.hbm + KERNELS * GAP * (1 + w.eager),
         tensor * o.where(w.sp * w.tuned, c.tp_open, 1.0),
         context,
     )
@@ -222,7 +244,7 @@ def _head(w: Workload, c: Constants, o: Ops, tokens: Num) -> tuple[Num, Num]:
     """Seconds of the output head and the loss, both passes: products, memory."""
     vocab = w.vocab / w.tp
     rate = w.peak * _efficiency(w, c, o)
-    gemm = (1 + BWD) * _product(w, c, o, tokens, vocab, w.dim, rate, 2.0)
+    gemm = (1 + BWD) * _product(w, c, o, tokens, vocab, w.dim, rate, 2 + 2 * w.fp32)
     return gemm, (24.0 + 24.0 * w.eager) * tokens * vocab / w.hbm  # bytes per logit
 
 
@@ -252,9 +274,12 @@ def _links(w: Workload, c: Constants, o: Ops, size: Num, stride: Num) -> tuple[N
     """
     inside = size * stride <= w.domain
     local = o.maximum(o.minimum(size, w.domain / stride), 1.0)
-    fast = w.nvlink * c.e_nvl
+    fast, alpha = w.nvlink * c.e_nvl, ALPHA_NVLINK
+    if not _never(w.link):
+        fast = o.where(w.link > 0, w.link, fast)
+        alpha = o.where(w.link > 0, w.link_alpha, alpha)
     slow = o.minimum(fast, w.nic * c.e_net * local)
-    return o.where(inside, fast, slow), o.where(inside, ALPHA_NVLINK, ALPHA_NETWORK)
+    return o.where(inside, fast, slow), o.where(inside, alpha, ALPHA_NETWORK)
 
 
 def _ring(o: Ops, n_bytes: Num, size: Num, bandwidth: Num, alpha: Num) -> Num:
@@ -264,9 +289,10 @@ def _ring(o: Ops, n_bytes: Num, size: Num, bandwidth: Num, alpha: Num) -> Num:
 
 def _send(w: Workload, c: Constants, o: Ops, tokens: Num) -> Num:
     """Exposed seconds of the sends of one micro-batch and rank, both passes."""
-    n_bytes = 2 * tokens * w.dim / o.where(w.sp + w.classic, w.tp, 1.0)
+    n_bytes = (2 + 2 * w.fp32) * tokens * w.dim / o.where(w.sp + w.classic, w.tp, 1.0)
     inside = w.n_gpus <= w.domain
-    bandwidth = o.where(inside, w.nvlink * c.e_nvl, w.nic * c.e_net)
+    fast = w.nvlink * c.e_nvl if _never(w.link) else o.where(w.link > 0, w.link, w.nvlink * c.e_nvl)
+    bandwidth = o.where(inside, fast, w.nic * c.e_net)
     return c.p2p_open * w.chunks * 2 * n_bytes / bandwidth
 
 

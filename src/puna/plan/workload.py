@@ -95,6 +95,18 @@ class Workload:
     is_blackwell: Num
     is_other: Num
     """1: none of A100, Hopper, Blackwell."""
+    fp32: Num = 0.0
+    """1: everything in float32 (CPUs without bf16)."""
+    gemm_rate: Num = 0.0
+    """Measured FLOP/s of large bf16 (or float32) products; 0: by the fitted efficiency."""
+    gemm_bytes: Num = 0.0
+    """Measured bytes/s of their operands and results."""
+    gemm_call: Num = 0.0
+    """Measured seconds of a call of a product that computes nothing (CPUs)."""
+    link: Num = 0.0
+    """Measured bus bandwidth inside a domain, bytes/s; 0: by the fitted share of NVLink."""
+    link_alpha: Num = 0.0
+    """Measured latency inside a domain per doubling of the ranks, seconds."""
 
     def take(self, index: np.ndarray) -> Workload:
         """Return some of the jobs; every field must be an array."""

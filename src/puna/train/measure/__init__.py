@@ -1,0 +1,1 @@
+"""Microbenchmarks of the user's machine, for the planner's hardware file."""
