@@ -121,3 +121,23 @@ def test_bad_input_is_one_message(
     result = call(tmp_path, *arguments)
     assert isinstance(result.exception, PunaError)
     assert words in result.exception.message
+
+
+def test_predicted_against_actual_time_is_shown_and_takes_no_time(tmp_path: Path) -> None:
+    predicted = told(5, "train.predicted", job="j", attempt=1, step_s=0.05, low_s=0.04, high_s=0.06,
+                     hardware="mine.toml", tolerance=0.1)  # fmt: skip
+    deviation = told(65, "train.deviation", job="j", attempt=1, step=3, predicted_s=0.05,
+                     actual_s=0.07, ratio=1.4, tolerance=0.1, suspect="communication")  # fmt: skip
+    steps = [step(60 + k, 2 + k, 1, step_s=0.07) for k in range(4)]
+    before = json.loads(call(write(tmp_path, [*EVENTS[:-3], *steps]), "--json").output)
+    events = [*EVENTS[:5], predicted, *EVENTS[5:-3], *steps, deviation]
+    page = tmp_path / "page.html"
+    found = call(write(tmp_path, events), "--page", page)
+    assert "a step took 70 ms, predicted were 50 ms (+40%)" in found.output
+    assert "40% longer than the 0.05 s predicted; most of it in communication" in " ".join(
+        found.output.split()
+    )
+    assert "Predicted for mine.toml" in page.read_text(encoding="utf-8")
+    after = json.loads(call(write(tmp_path, events), "--json").output)
+    assert after["goodput"]["buckets"] == before["goodput"]["buckets"]
+    assert before["prediction"] is None

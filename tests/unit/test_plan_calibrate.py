@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from puna.cli.main import cli
 from puna.core.errors import PunaError
-from puna.core.ledger import LEDGER_FILE, Ledger
+from puna.core.ledger import LEDGER_FILE, Ledger, read_events
 from puna.plan.estimate import estimate
 from puna.plan.fabric import Fabric
 from puna.plan.hardware import Gpu, find_gpu, preset_in, write_gpu
@@ -22,6 +22,8 @@ from puna.plan.own import OwnRun
 from puna.plan.runs import BETWEEN_JOBS, read_run, steady_steps
 from puna.plan.search import search
 from puna.train.config import PretrainConfig
+from puna.train.predict_config import deviation_in_words
+from puna.train.watch.prediction import PredictionWatch, check_prediction, predict_training
 
 SHAPES = [(m, n, k) for m in (128, 512, 2048) for n, k in ((256, 256), (1024, 4096), (2048, 2048))]
 
@@ -231,3 +233,58 @@ def test_this_machine_is_measured(tmp_path: Path) -> None:
               "tiny", "--seq-len", "256", "--json"],
     )  # fmt: skip
     assert json.loads(answer.output)["step_s"]["mid"] > 0
+
+
+def _watch(tmp_path: Path, over: int = 4) -> tuple[PredictionWatch, float, Path]:
+    """A watch of a training with its prediction in seconds, and its ledger."""
+    write_gpu(tmp_path / "own.toml", _machine())
+    cfg = PretrainConfig.model_validate({
+        "steps": 99, "seq_len": 256, "global_batch": 8, "nproc": 2,
+        "predict": {"hardware": str(tmp_path / "own.toml"), "over": over},
+    })  # fmt: skip
+    found = predict_training(cfg, find_model("tiny"), 2, "bfloat16")
+    assert found is not None
+    ledger = tmp_path / LEDGER_FILE
+    return PredictionWatch(found, cfg, Ledger(ledger), 0), found.step_s.mid, ledger
+
+
+def test_a_deviation_from_the_prediction_is_told_when_it_begins_and_ends(tmp_path: Path) -> None:
+    watch, predicted_s, ledger = _watch(tmp_path)
+    pace = [30.0] + [1.05] * 6 + [1.05, 3.0, 1.05] + [1.4] * 8 + [1.0] * 8
+    for step, ratio in enumerate(pace):
+        excess = max(ratio - 1, 0) * predicted_s
+        values = {"step_s": ratio * predicted_s, "tokens": 8 * 256, "data_s": 0.9 * excess}
+        watch.see(step, values)
+    events = list(read_events(ledger))
+    assert [e["kind"] for e in events] == [
+        "train.predicted", "train.deviation", "train.deviation_over",
+    ]  # fmt: skip
+    assert events[0]["step_s"] == predicted_s
+    first = events[1]
+    assert 10 <= first["step"] <= 13  # not at the one slow step, soon after the pace changed
+    assert first["ratio"] == pytest.approx(1.4, rel=0.2)
+    assert first["suspect"] == "data"
+    assert "longer than the" in deviation_in_words(first)
+    assert "as predicted" in deviation_in_words(events[2])
+
+
+def test_where_the_excess_is(tmp_path: Path) -> None:
+    for part, says in (("communication_s", "communication"), ("forward_s", "computation")):
+        folder = tmp_path / says
+        folder.mkdir()
+        watch, predicted_s, ledger = _watch(folder, over=1)
+        for step in range(2):
+            watch.see(step, {"step_s": 2 * predicted_s, "tokens": 2048, part: predicted_s})
+        (event,) = read_events(ledger, "train.deviation")
+        assert event["suspect"] == says
+
+
+def test_a_wrong_prediction_section_is_refused_before_anything_starts() -> None:
+    cfg = PretrainConfig.model_validate({"steps": 1, "predict": {"hardware": "h1000"}})
+    with pytest.raises(PunaError, match=r"predict\.hardware = 'h1000': unknown GPU"):
+        check_prediction(cfg, find_model("tiny"))
+    narrow = PretrainConfig.model_validate(
+        {"steps": 1, "precision": "fp32", "predict": {"hardware": "h100"}}
+    )
+    with pytest.raises(PunaError, match="no fp32"):
+        check_prediction(narrow, find_model("tiny"))

@@ -388,3 +388,25 @@ def test_every_rank_beats_and_the_job_file_survives_a_round_trip(reference):
     assert JobSpec.read(reference.write()) == reference
     beat = json.loads((reference.attempt_dir(0) / "heartbeat-0.json").read_text())
     assert (beat["phase"], beat["step"]) == ("done", N_STEPS)
+
+
+def test_steps_are_compared_with_the_planner_s_prediction(tmp_path):
+    """The hardware file is of a machine that is far faster than any; the weights stay the same."""
+    fast = tmp_path / "fast.toml"
+    fast.write_text(
+        "bf16_tflops = 1e6\nfp32_tflops = 1e6\nhbm_tb_s = 1e6\nmemory_gib = 80\nnvlink_gb_s = 1e6\n"
+    )
+    plain = job(tmp_path / "plain")
+    run(plain)
+    assert not events(plain, "train.predicted")
+    watched = job(tmp_path / "watched", predict={"hardware": str(fast), "over": 2})
+    run(watched)
+    (predicted,) = events(watched, "train.predicted")
+    assert predicted["low_s"] < predicted["step_s"] < predicted["high_s"]
+    steps = events(watched, "train.step")
+    # The optimiser's constant part alone is 2 ms, so the small model may be faster than predicted.
+    told = events(watched, "train.deviation")
+    ratios = [one["step_s"] / predicted["step_s"] for one in steps[1:]]
+    assert told or all(0.9 <= ratio <= 1.1 for ratio in ratios)
+    assert weights_hash(watched) == weights_hash(plain)
+    assert watched.identity() == plain.identity()

@@ -36,6 +36,7 @@ def goodput(
     answer: dict[str, Any] = {
         "run": str(run), "stage": own[0]["stage"], "goodput": found["goodput"],
         "incidents": found["incidents"], "attempts": found["attempts"],
+        "prediction": found["prediction"],
     }  # fmt: skip
     if n_gpus is not None:
         answer["projection"] = _projection(own, found["goodput"]["faults"], n_gpus, days)
@@ -146,6 +147,11 @@ def _print(answer: dict[str, Any]) -> None:
         table.add_row(BUCKET_NAMES[bucket], f"{seconds:,.2f}", f"{share:.1%}")
     table.add_row("in all", f"{sum(found['buckets'].values()):,.2f}", "")
     console.print(table)
+    if (predicted := answer["prediction"]) is not None and predicted["actual_s"]:
+        console.print(
+            f"a step took {format_duration(predicted['actual_s'])}, predicted were "
+            f"{format_duration(predicted['step_s'])} ({predicted['ratio'] - 1:+.0%})"
+        )
     for incident in answer["incidents"]:
         console.print(_in_words(incident), markup=False)
     if not answer["incidents"]:

@@ -39,7 +39,10 @@ _CHARGED_TO = {
     "train.skip": "recomputed",
     "fault.injected": "recomputed",
 }
-_ASIDE = ("straggler.detected", "health.warning")
+_ASIDE = (
+    "straggler.detected", "health.warning", "train.predicted", "train.deviation",
+    "train.deviation_over",
+)  # fmt: skip
 
 
 @dataclass

@@ -23,6 +23,7 @@ from puna.train.launch_config import LaunchConfig
 from puna.train.log_config import LogConfig
 from puna.train.numbers_config import NumbersConfig
 from puna.train.optim_config import AdamWConfig, AverageConfig, OptimConfig
+from puna.train.predict_config import PredictConfig
 from puna.train.preflight_config import PreflightConfig
 from puna.train.restart_config import RestartConfig
 from puna.train.schedule_config import CosineConfig, RampConfig, ScheduleConfig, plan_ramp, steps_of
@@ -157,6 +158,8 @@ class TrainingConfig(Config):
     """What follows a loss or a gradient that cannot be right."""
     sdc: Execution[SdcConfig] = Field(default_factory=SdcConfig)
     """Checks for silent data corruption; they change no result."""
+    predict: Execution[PredictConfig | None] = None
+    """Compare steps with the planner's prediction; none when absent."""
     fault: Execution[FaultConfig | None] = None
     """A fault on purpose; none when absent."""
     prefetch: Execution[int] = Field(default=2, ge=0)

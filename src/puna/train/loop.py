@@ -7,8 +7,10 @@ rate and the random numbers of a step are functions of the step alone, and the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -143,10 +145,11 @@ def _watch(
     log = cfg.log if world.rank == 0 else LogConfig()
     settings = cfg.model_dump(mode="json")
     writers = Writers(log, spec.out, spec.job, settings, first_step, events)
+    on_step = _on_step(spec, attempt, world, precision, writers, events)
     return _Watch(
         StepMeter(
             events, world, model.clock, attempt=attempt, log_every=cfg.log_every, cost=cost,
-            on_event=writers.put,
+            on_event=on_step,
         ),
         writers,
         HeldOutEvaluation(
@@ -156,6 +159,25 @@ def _watch(
         ),
         StepProfile(spec.profile, model, world, cost),
     )  # fmt: skip
+
+
+def _on_step(
+    spec: JobSpec, attempt: int, world: World, precision: Precision, writers: Writers,
+    events: Ledger,
+) -> Callable[[int, dict[str, Any]], None]:  # fmt: skip
+    """Return who is told of each ``train.step`` event, on rank 0."""
+    if spec.training.predict is None or world.rank != 0:
+        return writers.put
+    from puna.train.watch.prediction import PredictionWatch, predict_training
+
+    found = predict_training(spec.training, spec.model, world.size, precision.name)
+    prediction = PredictionWatch(found, spec.training, events, attempt)
+
+    def tell(step: int, values: dict[str, Any]) -> None:
+        writers.put(step, values)
+        prediction.see(step, values)
+
+    return tell
 
 
 def _fault_injector(spec: JobSpec, world: World, events: Ledger) -> FaultInjector:

@@ -11,6 +11,7 @@ from puna.core.progress import Bar, progress, say
 from puna.core.units import format_rate
 from puna.resilience.history import read_history
 from puna.resilience.straggler import slow_in_words
+from puna.train.predict_config import deviation_in_words
 from puna.train.spec import JobSpec
 
 
@@ -77,6 +78,8 @@ def _tell(event: dict[str, Any]) -> None:
         say(("warning: ", "yellow"), f"node {event['node']}: {event['message']}")
     elif event["kind"] == "straggler.detected":
         say(("  slow", "yellow"), f": {slow_in_words(event)}")
+    elif event["kind"] in ("train.deviation", "train.deviation_over"):
+        say(("  pace", "yellow"), f": {deviation_in_words(event)}")
     elif event["kind"] == "preflight.done":
         for disk in event["disks"].values():
             if "warning" in disk:

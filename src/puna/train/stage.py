@@ -247,6 +247,10 @@ def _check(cfg: TrainingConfig, model: LlamaConfig, source: SourceSpec) -> None:
     check_layout(cfg, model)
     check_elastic(cfg, model)
     check_log(cfg.log)
+    if cfg.predict is not None:
+        from puna.train.watch.prediction import check_prediction
+
+        check_prediction(cfg, model)
     opened = source.open()
     if opened.n_rows != cfg.global_batch:
         raise ValueError(f"the source has {opened.n_rows} rows, not {cfg.global_batch}")

@@ -8,6 +8,7 @@ from typing import Any
 from puna.core.artifact import Artifact
 from puna.resilience.goodput import elapsed_s, is_aside, job_goodput
 from puna.resilience.straggler import slow_in_words
+from puna.train.predict_config import deviation_in_words
 
 CURVE_FIELDS = ("loss", "lr", "grad_norm", "tokens_per_s", "mfu")
 FINAL_SHARE = 0.05
@@ -89,6 +90,7 @@ def describe_training(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if event["kind"] == "train.checkpoint"
         ],
         "heldout": _heldout(own),
+        "prediction": _prediction(own, steps),
         "incidents": _incidents(own, goodput.faults),
         "attempts": _attempts(own),
         "goodput": goodput.to_json(),
@@ -162,6 +164,22 @@ def _final_loss(curve: Sequence[Sequence[Any]]) -> dict[str, Any] | None:
     return {"mean": sum(last) / len(last), "n_steps": len(last)} if last else None
 
 
+def _prediction(
+    own: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Predicted against actual seconds of a step, of the last attempt; None without prediction."""
+    found = next((event for event in reversed(own) if event["kind"] == "train.predicted"), None)
+    if found is None:
+        return None
+    own_steps = [e for e in steps if e.get("attempt", 0) == found["attempt"]]
+    times = [e.get("step_s") for e in own_steps[1:]]
+    actual_s = _median(times)
+    return {
+        **{key: found[key] for key in ("step_s", "low_s", "high_s", "hardware", "tolerance")},
+        "actual_s": actual_s, "ratio": actual_s / found["step_s"] if actual_s else None,
+    }  # fmt: skip
+
+
 def _median(values: Sequence[float | None]) -> float | None:
     known = sorted(value for value in values if value is not None)
     return known[len(known) // 2] if known else None
@@ -209,6 +227,8 @@ def _in_words(event: dict[str, Any], kind: str) -> str:
         return f"node {event['node']}: {event['message']}"
     if kind == "straggler.detected":
         return f"{slow_in_words(event)}; {event['action']}ed"
+    if kind == "train.deviation":
+        return deviation_in_words(event)
     if kind == "train.checkpoint_failed":
         return f"the checkpoint of step {event.get('step')} was not saved: {event.get('error')}"
     return ""
