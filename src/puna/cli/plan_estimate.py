@@ -72,6 +72,12 @@ def _layout_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+html_option = click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write one page with pictures, tables, intervals and assumptions.",
+)  # fmt: skip
+
+
 @click.command("estimate")
 @job_options
 @_layout_options
@@ -80,6 +86,7 @@ def _layout_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--picture", type=click.Path(path_type=Path, dir_okay=False),
     help="Also draw the waterfall from the peak to what is left, as an SVG file.",
 )  # fmt: skip
+@html_option
 @click.option(
     "--goodput", type=click.FloatRange(0, 1), default=1.0, show_default=True,
     help="Share of the time that failures leave (`puna plan failures`), for the waterfall.",
@@ -89,8 +96,9 @@ def _layout_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Share of the time that checkpoints stop the training for, for the waterfall.",
 )  # fmt: skip
 def estimate(
-    as_json: bool, picture: Path | None, goodput: float, stall: float, **values: Any
-) -> None:
+    as_json: bool, picture: Path | None, html: Path | None, goodput: float, stall: float,
+    **values: Any,
+) -> None:  # fmt: skip
     """Predict step time, speed and memory of one layout, and show where the time goes."""
     from puna.cli.plan_tables import print_estimate
     from puna.core.errors import PunaError
@@ -101,19 +109,24 @@ def estimate(
 
     if picture is not None and picture.suffix != ".svg":
         raise PunaError(f"--picture {picture}: only SVG can be drawn", "end the name with .svg")
-    layout = {name: values.pop(name) for name in tuple(Layout.model_fields)}
+    layout, model = {name: values.pop(name) for name in Layout.model_fields}, values["model_name"]
     found = price(Job(layout=Layout(**layout), **job_values(values)))
     levels = found.waterfall(goodput, stall)
     if picture is not None:
         write_text(picture, draw_waterfall(levels, found))
+    if html is not None:
+        from puna.ui.plan_page import write_page
+
+        write_page(html, shown_name(model), found, levels)
     if as_json:
         values = found.to_json()
         values["waterfall_tflops"] = [level._asdict() for level in levels]
         click.echo(json.dumps(values, indent=2))
         return
     print_estimate(found, levels)
-    if picture is not None:
-        click.echo(f"picture: {picture}")
+    for what, path in (("picture", picture), ("page", html)):
+        if path is not None:
+            click.echo(f"{what}: {path}")
 
 
 def job_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +148,12 @@ def job_values(values: dict[str, Any]) -> dict[str, Any]:
         "fabric": parse_fabric(rest.pop("fabric")),
         **rest,
     }
+
+
+def shown_name(model_name: str) -> str:
+    """Return what a page calls the model of ``--model``: a preset, or the folder of a file."""
+    path = Path(model_name)
+    return path.resolve().parent.name if path.suffix == ".json" else path.name
 
 
 def choices_agree() -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.cli.plan_estimate import job_options
+from puna.cli.plan_estimate import html_option, job_options, shown_name
 
 if TYPE_CHECKING:
     from puna.plan.search import Candidate, Found
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--usd-per-gpu-hour", type=click.FloatRange(min=0), help="Your price.")
 @click.option("--kg-per-kwh", type=click.FloatRange(min=0), help="CO2 of your grid, kg.")
 @click.option("--pue", type=click.FloatRange(min=1), help="Power of the building over machines.")
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option(
     "--recipe", type=click.Path(path_type=Path, dir_okay=False),
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 def search(
     tokens: str, also_gpus: tuple[int, ...], sharding: tuple[str, ...], n_best: int,
     usd_per_gpu_hour: float | None, kg_per_kwh: float | None, pue: float | None, as_json: bool,
-    recipe: Path | None, **values: Any,
+    recipe: Path | None, html: Path | None, **values: Any,
 ) -> None:  # fmt: skip
     """Search layouts: days, money, energy, CO2, the bottleneck, and which upgrade pays."""
     from puna.cli.plan_estimate import job_values
@@ -47,20 +48,26 @@ def search(
     from puna.plan.search import recipe_section
     from puna.plan.search import search as find
 
-    site = {"usd_per_gpu_hour": usd_per_gpu_hour, "kg_per_kwh": kg_per_kwh, "pue": pue}
+    model, n_tokens = values["model_name"], _count(tokens)
+    given = {"usd_per_gpu_hour": usd_per_gpu_hour, "kg_per_kwh": kg_per_kwh, "pue": pue}
     job = Job(layout=Layout(), **job_values(values))
-    found = find(
-        job, _count(tokens), also_gpus, Site(**{k: v for k, v in site.items() if v is not None}),
-        n_best=n_best, sharding=sharding,
-    )  # fmt: skip
+    site = Site(**{k: v for k, v in given.items() if v is not None})
+    found = find(job, n_tokens, also_gpus, site, n_best=n_best, sharding=sharding)
+    if html is not None:
+        from puna.ui.plan_page import Searched, write_page
+
+        best, goodput = found.estimate, found.goodput[job.n_gpus]
+        searched = Searched(found, n_tokens, site)
+        write_page(html, shown_name(model), best, best.waterfall(goodput), searched)
     if recipe is not None:
         write_text(recipe, recipe_section(found.estimate.job))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return
     _print_found(found, job)
-    if recipe is not None:
-        click.echo(f"recipe: {recipe}")
+    for what, path in (("recipe", recipe), ("page", html)):
+        if path is not None:
+            click.echo(f"{what}: {path}")
 
 
 def _count(text: str) -> float:
