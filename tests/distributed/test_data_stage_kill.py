@@ -124,12 +124,10 @@ def run(recipe: dict[str, Any], stop: Callable[[int], bool]) -> tuple[int, bool]
 @pytest.mark.parametrize(
     "stage",
     [
-        "lines",
-        "semantic",
         "compose",
         *(
             pytest.param(stage, marks=pytest.mark.exhaustive)
-            for stage in ("safety", "quality", "substrings", "decontaminate")
+            for stage in ("lines", "semantic", "safety", "quality", "substrings", "decontaminate")
         ),
     ],
 )

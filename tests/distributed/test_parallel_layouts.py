@@ -212,7 +212,8 @@ def test_every_layout_is_one_process_in_bf16(alone, tmp_path, n_ranks):
             assert abs(got[0] - want[0]) < change / 100, parallel
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("tied", [False, True])
 def test_checkpoints_move_between_all_layouts(alone, tmp_path, tied):
     """One training whose layout changes every other step, over 1, 2 and 4 ranks."""
     chain = [

@@ -118,6 +118,8 @@ def test_dry_run_predicts_what_real_ranks_do(n_ranks):
                 assert planned.n_bytes["activations"] >= least, what
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_activations_of_a_pass_are_those_of_real_tensors():
     """To the byte; with tensor parallel but for one tensor that a real group holds longer."""
     for kind in ("none", "selective", "full"):

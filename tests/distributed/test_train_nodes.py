@@ -104,6 +104,7 @@ def finish(folder: Path, *processes: subprocess.Popen) -> list[int]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.exhaustive
 def test_two_nodes_train_as_one(nodes, alone, tmp_path):
     processes = [start(tmp_path, name, node) for node, name in enumerate(nodes)]
     codes = finish(tmp_path, *processes)

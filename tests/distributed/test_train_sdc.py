@@ -217,7 +217,7 @@ def clean(tmp_path_factory):
 @pytest.mark.parametrize(
     ("n_ranks", "values"),
     [
-        (2, {}),
+        pytest.param(2, {}, marks=pytest.mark.exhaustive),
         pytest.param(3, {"micro_batch": 2}, marks=pytest.mark.exhaustive),
         pytest.param(2, {"precision": "bf16"}, marks=pytest.mark.exhaustive),
         pytest.param(2, {"parallel": ParallelConfig()}, marks=pytest.mark.exhaustive),
@@ -235,7 +235,8 @@ def test_checks_change_no_bit_and_raise_no_alarm(tmp_path, n_ranks, values):
 
 @pytest.mark.parametrize("n_ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(("damage", "where"), [
-    ("weight", "at rest"), ("summed", "gradient"), ("data", "replay"),
+    ("weight", "at rest"), ("data", "replay"),
+    pytest.param("summed", "gradient", marks=pytest.mark.exhaustive),
 ])  # fmt: skip
 def test_faults_are_named_and_healed_to_the_bit(tmp_path, clean, n_ranks, damage, where):
     ends, states, found = train(tmp_path / "run", n_ranks, damage)

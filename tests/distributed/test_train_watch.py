@@ -104,7 +104,9 @@ def measurements(layouts: list[dict]) -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize("n_ranks", LAYOUTS)
+@pytest.mark.parametrize(
+    "n_ranks", [2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.exhaustive])]
+)
 def test_every_layout_measures_held_out_text_as_one_process_and_trains_to_the_same_bits(n_ranks):
     nats, is_same = nats_of(World(0, 1, CPU, 1, None), ParallelConfig())
     assert is_same

@@ -25,7 +25,7 @@ SHOWN_ONLY = {
 
 LONG = {
     "compose-and-export", "corruption", "decontamination", "deduplicate", "filter-like-datatrove",
-    "optimise", "own-corpus", "quality", "run-on-spark", "safety",
+    "optimise", "own-corpus", "quality", "run-on-spark", "safety", "train",
 }  # fmt: skip
 """Pages that take the better part of a minute each; all of them are eight minutes of a core."""
 

@@ -173,6 +173,7 @@ class KillsTheExecutor:
         return self.inner(batch, shard, first_row)
 
 
+@pytest.mark.exhaustive
 def test_the_work_of_a_killed_executor_is_done_by_another(engine, documents, tmp_path):
     map_shards("step", documents, tmp_path / "local", KERNEL, LocalMap(1))
     kernel = KillsTheExecutor(KERNEL, tmp_path / "flag")

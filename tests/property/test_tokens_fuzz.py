@@ -40,6 +40,7 @@ def test_a_model_trained_with_llama_2s_options_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 def test_a_hundred_thousand_texts(tmp_path: Path) -> None:
     for report in (

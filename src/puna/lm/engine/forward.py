@@ -251,8 +251,9 @@ def rate(sequences: Items[Sequence], logits_RV: Float[Tensor, "rows vocab"]) -> 
     if logits_RV.device.type == "cpu":
         # Not PyTorch: its threads would still spin when those of the compiled step begin again.
         rows = logits_RV.numpy()
-        finite = (np.isfinite(rows.min(axis=1)) & np.isfinite(rows.max(axis=1))).tolist()
         best = rows.argmax(axis=1).tolist()
+        highest_R = rows[np.arange(len(rows)), best]  # a NaN, where there is one
+        finite = (np.isfinite(highest_R) & np.isfinite(rows.min(axis=1))).tolist()
     else:
         lowest_R, highest_R = logits_RV.aminmax(dim=-1)
         finite = (lowest_R.isfinite() & highest_R.isfinite()).tolist()

@@ -11,6 +11,7 @@ from any other tier that has the same content; where none has, the state before 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from puna.train.checkpoint.snapshot import MemoryShards, SnapshotNote, Snapshots
 from puna.train.checkpoint.store import CheckpointStore
 from puna.train.config import CheckpointConfig
 from puna.train.parallel.world import World
+
+
+_BACKGROUND_NICE = 15
+"""Of the thread that writes checkpoints: beside a busy training it gets 3 % of a processor."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,7 @@ class CheckpointTiers:
                 self._events.emit("train.snapshot_failed", rank=self._world.rank, why=str(error))
 
     def _save_snapshot(self, snapshots: Snapshots, step: int, dtype: str) -> None:
+        _step_back()
         try:
             with snapshots.pinned(step) as tensors:
                 self._save(tensors, step, dtype, False)
@@ -225,3 +231,14 @@ class CheckpointTiers:
 
     def _save(self, tensors: Mapping[str, Tensor], step: int, dtype: str, final: bool) -> None:
         self._store.save(step, tensors, dtype=dtype, attempt=self._attempt, final=final)
+
+
+def _step_back() -> None:
+    """Let this thread have what training leaves of the processors (Linux: priority is a thread's).
+
+    Where the training waits for it, nothing else wants them, and it is as fast as ever.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        nice = max(_BACKGROUND_NICE, os.getpriority(os.PRIO_PROCESS, thread))
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
