@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,10 @@ _CHOICES = {
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every question about a job has: model, hardware, batch."""
+    return _job_options(command, required=True)
+
+
+def _job_options(command: Callable[..., Any], *, required: bool) -> Callable[..., Any]:
     options = (
         click.option(
             "--model", "model_name", default="llama3-8b", show_default=True,
@@ -29,13 +34,13 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--gpu", default="h100", show_default=True,
             help="Preset, or a .toml or .json file of your own (docs/howto/plan.md).",
         ),
-        click.option("--gpus", "n_gpus", type=click.IntRange(min=1), required=True,
+        click.option("--gpus", "n_gpus", type=click.IntRange(min=1), required=required,
                      help="GPUs of the job."),
         click.option("--fabric", default="ib:400g", show_default=True,
                      help="For example roce:400g:oversub=4:qps=16."),
         click.option("--seq-len", type=click.IntRange(min=2), default=8192, show_default=True),
-        click.option("--batch", "global_batch", type=click.IntRange(min=1), required=True,
-                     help="Rows per step, all GPUs."),
+        click.option("--batch", "global_batch", type=click.IntRange(min=1),
+                     required=required, help="Rows per step, all GPUs."),
         click.option("--precision", type=click.Choice(_CHOICES["precision"]), default="bf16",
                      show_default=True, help="Of the layers' products."),
         click.option("--software", type=click.Choice(_CHOICES["software"]), default="plain",
@@ -79,7 +84,12 @@ html_option = click.option(
 
 
 @click.command("estimate")
-@job_options
+@click.option(
+    "--from", "settings",
+    help="Settings of Megatron-LM (.sh, .yaml) or torchtitan (.toml, .json, .py:FUNCTION) to start "
+    "with; other options replace what they say.",
+)  # fmt: skip
+@partial(_job_options, required=False)
 @_layout_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option(
@@ -96,8 +106,8 @@ html_option = click.option(
     help="Share of the time that checkpoints stop the training for, for the waterfall.",
 )  # fmt: skip
 def estimate(
-    as_json: bool, picture: Path | None, html: Path | None, goodput: float, stall: float,
-    **values: Any,
+    settings: str | None, as_json: bool, picture: Path | None, html: Path | None,
+    goodput: float, stall: float, **values: Any,
 ) -> None:  # fmt: skip
     """Predict step time, speed and memory of one layout, and show where the time goes."""
     from puna.cli.plan_tables import print_estimate
@@ -109,6 +119,13 @@ def estimate(
 
     if picture is not None and picture.suffix != ".svg":
         raise PunaError(f"--picture {picture}: only SVG can be drawn", "end the name with .svg")
+    if settings is not None:
+        from puna.cli.plan_import import fill_in
+
+        fill_in(values, settings)
+    for name, option in (("n_gpus", "--gpus"), ("global_batch", "--batch")):
+        if not values[name]:
+            raise PunaError(f"{option} is missing", f"give {option} N, or --from FILE that says it")
     layout, model = {name: values.pop(name) for name in Layout.model_fields}, values["model_name"]
     found = price(Job(layout=Layout(**layout), **job_values(values)))
     levels = found.waterfall(goodput, stall)
@@ -142,8 +159,9 @@ def job_values(values: dict[str, Any]) -> dict[str, Any]:
 
     load_plugins()
     rest = dict(values)
+    name, model = rest.pop("model_name"), rest.pop("model", None)
     return {
-        "model": find_model(rest.pop("model_name")),
+        "model": model or find_model(name),
         "gpu": find_gpu(rest.pop("gpu")),
         "fabric": parse_fabric(rest.pop("fabric")),
         **rest,
