@@ -48,7 +48,7 @@ class Scenario:
 
 SCENARIOS = {
     "llama3": Scenario(
-        "llama3.1-405b", "h100", ("roce:400g:oversub=7:qps=16:pod=3072", "ib:400g"),
+        "llama3.1-405b", "h100", ("roce:400g:oversub=7:qps=16:pod=3072:leaf=16", "ib:400g"),
         (8192, 16_384, 24_576), 0.125, 8192,
         "two clusters of 24K GPUs, RoCE (1:7 between pods of 3,072, 16 flows per pair, E-ECMP) and "
         "InfiniBand, tuned to equivalent performance (arXiv 2407.21783, section 3.3.1)",

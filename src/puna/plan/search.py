@@ -303,8 +303,8 @@ def _upgrades(
         "memory +50 %": {"gpu": gpu.model_copy(update={"memory_gib": 1.5 * gpu.memory_gib})},
         "memory bandwidth +40 %": {"gpu": gpu.model_copy(update={"hbm_tb_s": 1.4 * gpu.hbm_tb_s})},
     }
-    if fabric.oversubscription > 1:
-        flat = fabric.model_copy(update={"oversubscription": 1.0})
+    if fabric.oversubscription * fabric.leaf_oversubscription > 1:
+        flat = fabric.model_copy(update={"oversubscription": 1.0, "leaf_oversubscription": 1.0})
         changes["no oversubscription"] = {"fabric": flat}
     found = []
     for name, update in {"as it is": {}, **changes}.items():

@@ -11,7 +11,7 @@ from puna.core.fsio import write_text
 from puna.core.units import GIB
 from puna.plan.energy import Site
 from puna.plan.estimate import Estimate, Level, Range
-from puna.plan.fabric import REFERENCE
+from puna.plan.fabric import REFERENCE, Fabric
 from puna.plan.flops import CONVENTION, CONVENTIONS
 from puna.plan.search import PREMIUMS, USABLE, Candidate, Found
 from puna.ui.report.charts.frame import figure, fits, shorten, x_axis, y_axis
@@ -105,14 +105,14 @@ def _percent(value: Range) -> str:
 def _assumptions(found: Estimate, searched: Searched | None) -> list[tuple[str, str]]:
     """What was put in, and what nobody measured."""
     job, fabric = found.job, found.job.fabric
-    mid, low, high = fabric.balance()
+    mid, low, high = fabric.balance(job.n_gpus)
     rows = [
         ("batch", f"{job.global_batch:,} rows of {job.seq_len:,} tokens, {job.precision}"),
         ("peak", f"{found.workload.peak_low / 1e12:,.4g} TFLOPS, {job.gpu.hbm_tb_s:.3g} TB/s, "
                  f"{job.gpu.memory_gib:.3g} GiB, {job.gpu.nvlink_gb_s:.3g} GB/s in a domain of "
                  f"{job.gpu.domain}"),
         ("network", f"{fabric.kind}, {fabric.gbit:g} Gbit/s per GPU, oversubscription "
-                    f"{fabric.oversubscription:g}, {fabric.placement} placement"),
+                    f"{fabric.oversubscription:g}{_leaves(fabric)}, {fabric.placement} placement"),
         ("load balancing", f"{mid:.0%} of the network, {low:.0%} to {high:.0%} (a prior, not "
                            f"measured; the fit contains {REFERENCE:.0%})"
          if fabric.efficiency is None else f"{mid:.0%} of the network, as given"),
@@ -136,6 +136,14 @@ def _assumptions(found: Estimate, searched: Searched | None) -> list[tuple[str, 
             ("premiums", ", ".join(f"{name} {share:.0%}" for name, share in PREMIUMS.items())),
         ]  # fmt: skip
     return rows
+
+
+def _leaves(fabric: Fabric) -> str:
+    """Tell what is said of a fabric's leaves."""
+    if not fabric.leaf:
+        return ""
+    kind = "rail-optimised leaves" if fabric.rails else "leaves"
+    return f", {kind} of {fabric.leaf} GPUs at {fabric.leaf_oversubscription:g}"
 
 
 def draw_levels(levels: Sequence[Level], width: float, name: str) -> Svg:

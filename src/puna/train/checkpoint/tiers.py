@@ -28,7 +28,6 @@ from puna.train.checkpoint.store import CheckpointStore
 from puna.train.config import CheckpointConfig
 from puna.train.parallel.world import World
 
-
 _BACKGROUND_NICE = 15
 """Of the thread that writes checkpoints: beside a busy training it gets 3 % of a processor."""
 
