@@ -126,6 +126,7 @@ def test_a_script_of_megatron(tmp_path: Path) -> None:
     assert found.model.vocab_size == 129_024  # padded to a multiple of 128 * tp
     assert found.values == {
         "tp": 8, "pp": 4, "cp": 1, "chunks": 4, "schedule": "interleaved_1f1b", "micro_batch": 1,
+        "less_first": 0, "less_last": 0,
         "recompute": "full", "precision": "fp8", "sharding": "zero1", "software": "plain",
         "n_gpus": 128, "global_batch": 512, "seq_len": 8192,
     }  # fmt: skip
@@ -157,6 +158,7 @@ def test_toml_of_torchtitan(tmp_path: Path) -> None:
         "tp": 8, "cp": 1, "pp": 4, "replicate": 1, "micro_batch": 2, "sharding": "zero2",
         "seq_len": 8192, "recompute": "full", "precision": "fp8", "software": "plain",
         "schedule": "interleaved_1f1b", "chunks": 4, "n_gpus": 512, "global_batch": 256,
+        "less_first": 1, "less_last": 1,
     }  # fmt: skip
     assert found.unknown == ["metrics.log_freq"]
     older = TITAN.replace("local_batch_size", "batch_size").replace('"full"', '"selective"')

@@ -64,6 +64,10 @@ def _layout_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ("micro-batch", "Rows per forward pass of a rank."),
         )
     ] + [
+        click.option(f"--less-{end}", type=click.IntRange(min=0), default=0, show_default=True,
+                     help=f"Layers that the {end} pipeline rank has less than the others.")
+        for end in ("first", "last")
+    ] + [
         click.option(f"--{name}", type=click.Choice(_CHOICES[name]), default=default,
                      show_default=True, help=text)
         for name, default, text in (

@@ -39,6 +39,10 @@ class Layout(Config):
     """Order of the micro-batches in the pipeline."""
     chunks: int = Field(default=1, ge=1)
     """Stages per pipeline rank; more than one for the schedules that interleave."""
+    less_first: int = Field(default=0, ge=0)
+    """Layers that the first pipeline rank has less than its equal share (Llama 3 405B: 1)."""
+    less_last: int = Field(default=0, ge=0)
+    """The same of the last one; what does not divide is missing there in any case."""
     sharding: Sharding = "zero2"
     """`zero1`: optimiser sharded (Megatron's); `zero2`: FSDP that keeps gathered weights; `zero3`:
     FSDP that gathers for every pass."""
@@ -178,6 +182,14 @@ def _pipeline_problems(job: Job) -> Iterator[PunaError]:
             f"schedule = {lay.schedule})",
             "use pp above 1 with the schedule interleaved_1f1b, or chunks = 1",
         )
+    less = lay.less_first + lay.less_last
+    most = -(-(job.model.n_layers + less) // stages) * lay.chunks
+    if less and (lay.pp == 1 or max(lay.less_first, lay.less_last) > most):
+        yield PunaError(
+            f"less_first = {lay.less_first} and less_last = {lay.less_last} leave a pipeline rank "
+            f"without layers (pp = {lay.pp}, at most {most} layers each)",
+            f"use at most {most}" if lay.pp > 1 else "leave them at 0 without a pipeline",
+        )
     if lay.pp > 1 and job.n_micro < lay.pp:
         rows = job.dp * lay.micro_batch * lay.pp
         yield PunaError(
@@ -226,7 +238,8 @@ def workload_of_job(job: Job, nic: Literal["mid", "low", "high"] = "mid") -> Wor
         sms=float(gpu.sms), nvlink=gpu.nvlink_gb_s * 1e9, domain=float(gpu.domain),
         nic=job.fabric.nic(job.n_gpus, nic), is_a100=float(gpu.family == "ampere"),
         is_blackwell=float(gpu.family == "blackwell"), is_other=float(gpu.family == "other"),
-        fp32=float(wide), **_measured(job),
+        less_first=float(lay.less_first), less_last=float(lay.less_last), fp32=float(wide),
+        **_measured(job),
     )  # fmt: skip
 
 

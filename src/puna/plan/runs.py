@@ -77,6 +77,7 @@ def job_of_training(config: Mapping[str, Any], model: LlamaConfig, gpu: Gpu, dty
         layout = Layout(
             tp=p["tp"], cp=p["cp"], pp=p["pp"], replicate=p["replicate"],
             schedule="1f1b" if p["pp"] == 1 else schedule, chunks=chunks if p["pp"] > 1 else 1,
+            less_first=p["less_first"], less_last=p["less_last"],
             sharding="zero3" if p["reshard_after_forward"] else "zero2",
             micro_batch=config["micro_batch"] or max(config["global_batch"] // data_ranks, 1),
             recompute=_RECOMPUTE[config["memory"]["recompute"]],

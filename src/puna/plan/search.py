@@ -206,6 +206,8 @@ def layouts_of(job: Job, sharding: Sequence[str] = ("zero2", "zero3")) -> list[L
                         replicate=1,
                         schedule=schedule,
                         chunks=chunks,
+                        less_first=0,
+                        less_last=0,
                         sharding=kind,
                         micro_batch=micro,
                         recompute=again,
@@ -353,6 +355,8 @@ def recipe_section(job: Job) -> str:
         f"replicate = {lay.replicate}", f'schedule = "{lay.schedule}"',
         f"reshard_after_forward = {str(lay.sharding == 'zero3').lower()}",
     ]  # fmt: skip
+    ends = ("less_first", "less_last")
+    lines += [f"{name} = {getattr(lay, name)}" for name in ends if getattr(lay, name)]
     if lay.pp > 1:
         lines.append(f"stages = {lay.pp * lay.chunks}")
     lines += ["", "[train.pretrain.memory]", f'recompute = "{lay.recompute}"', ""]

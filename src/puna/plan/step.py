@@ -259,8 +259,10 @@ def _slowest_stage(w: Workload, o: Ops, head: Num) -> tuple[Num, Num]:
         o: Their arithmetic.
         head: Time of the head, in layers.
     """
-    most = o.ceil(w.layers / (w.pp * w.chunks)) * w.chunks
-    last = o.maximum(w.layers - most * (w.pp - 1), 0.0)
+    less = w.less_first + w.less_last
+    most = o.ceil((w.layers + less) / (w.pp * w.chunks)) * w.chunks
+    last = o.maximum(w.layers - most * (w.pp - 1) + w.less_first, 0.0)
+    most = most - o.where(w.pp > 2, 0.0, w.less_first)  # two ranks: the first one alone
     alone = w.pp <= 1
     at_head = o.where(alone, True, last + head > most)
     return o.where(alone, w.layers, o.where(at_head, last, most)), o.where(at_head, 1.0, 0.0)

@@ -95,6 +95,10 @@ class Workload:
     is_blackwell: Num
     is_other: Num
     """1: none of A100, Hopper, Blackwell."""
+    less_first: Num = 0.0
+    """Layers that the first pipeline rank has less than the others, for the embedding's memory."""
+    less_last: Num = 0.0
+    """Layers that the last pipeline rank has less, for the head; beside what does not divide."""
     fp32: Num = 0.0
     """1: everything in float32 (CPUs without bf16)."""
     gemm_rate: Num = 0.0

@@ -158,6 +158,7 @@ def _job(s: Settings, found: Imported) -> dict[str, Any]:
         "tp": s.number("tensor-model-parallel-size", default=1), "pp": pp,
         "cp": s.number("context-parallel-size", default=1), "chunks": max(chunks, 1),
         "schedule": "interleaved_1f1b" if chunks > 1 else "1f1b",
+        **_ends(s, model.n_layers, pp),
         "micro_batch": s.number("micro-batch-size", default=1),
         "recompute": _recompute(s, notes), "precision": _precision(s, notes),
         "sharding": _sharding(s, notes),
@@ -177,6 +178,22 @@ def _job(s: Settings, found: Imported) -> dict[str, Any]:
     if s.get("rampup-batch-size") is not None:
         notes.append("--rampup-batch-size: priced is the batch at its end")
     return values | {name: value for name, value in known.items() if value}
+
+
+def _ends(s: Settings, n_layers: int, pp: int) -> dict[str, int]:
+    """Return how many layers the first and last pipeline rank have less than the others."""
+    first = s.number("decoder-first-pipeline-num-layers")
+    last = s.number("decoder-last-pipeline-num-layers")
+    both = {
+        name: s.flag(f"account-for-{part}-in-pipeline-split")
+        for name, part in (("less_first", "embedding"), ("less_last", "loss"))
+    }  # fmt: skip
+    ends = bool(first) + bool(last)
+    if pp > 1 and ends and pp > ends:
+        middle = (n_layers - first - last) // (pp - ends)
+        return {"less_first": max(middle - first, 0) if first else 0,
+                "less_last": max(middle - last, 0) if last else 0}  # fmt: skip
+    return {name: int(is_on and pp > 1) for name, is_on in both.items()}
 
 
 def _recompute(s: Settings, notes: list[str]) -> str:

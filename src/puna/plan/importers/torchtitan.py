@@ -227,7 +227,7 @@ def _pipeline(s: Settings, found: Imported, pp: int) -> dict[str, Any]:
     p = "parallelism.pipeline_parallel_"
     name = str(s.get(f"{p}schedule") or "1F1B")
     per_stage = s.number(f"{p}layers_per_stage")
-    less = sum(s.number(f"{p}{end}_stage_less_layers", default=1) for end in ("first", "last"))
+    first, last = (s.number(f"{p}{k}_stage_less_layers", default=1) for k in ("first", "last"))
     if pp == 1:
         return {"schedule": "1f1b", "chunks": 1}
     schedule = _SCHEDULES.get(name.lower())
@@ -236,8 +236,9 @@ def _pipeline(s: Settings, found: Imported, pp: int) -> dict[str, Any]:
         schedule = "1f1b"
     chunks = 1 if schedule == "1f1b" else 2
     if per_stage and found.model is not None and schedule != "1f1b":
-        chunks = max(-(-(found.model.n_layers + less) // per_stage) // pp, 1)
-    return {"schedule": schedule, "chunks": chunks}
+        chunks = max(-(-(found.model.n_layers + first + last) // per_stage) // pp, 1)
+    less = {"less_first": first, "less_last": last}
+    return {"schedule": schedule, "chunks": chunks, **less}
 
 
 def _recompute(s: Settings, notes: list[str]) -> str:
