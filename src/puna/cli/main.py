@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("puna.cli.run:run", "Run a recipe from its first stage to its report."),
     "data": ("puna.cli.data:data", "Sources, filters, deduplication, split; why a document went."),
     "tokens": ("puna.cli.tokens:tokens", "Train a tokenizer, encode documents to token shards."),
+    "mix": ("puna.cli.mix:mix", "Which mix of sources makes the best model, with error bars."),
     "model": ("puna.cli.model:model", "Presets; inspect, compare and convert models."),
     "plan": ("puna.cli.plan:plan", "Time, memory, cost and failures of a training, predicted."),
     "train": ("puna.cli.train:train", "Pretraining; what it will need at any scale."),

@@ -1,9 +1,9 @@
 """The recommendation: the best mix, how sure that is, and when it is not known.
 
 The optimum of a fitted surface is an optimist: of many mixes the one whose error is luckiest wins.
-So the mix that is taken has the lowest value plus one standard deviation over bootstrap draws; its
-chance to beat each baseline counts the spread of the fit and its misfit on unseen runs; and it
-stays a candidate until fresh runs have confirmed it (:mod:`.confirm`).
+So the mix that is taken is the mean of the optima of many draws of the runs (bagging, Breiman
+1996); its chance to beat each baseline counts the spread of the fit and its misfit on unseen runs;
+and it stays a candidate until fresh runs have confirmed it (:mod:`.confirm`).
 
 Shapes: N runs, T targets, K sources, M mixes, R replicates.
 """
@@ -111,23 +111,33 @@ def recommend(
     mixes = dict(task.baselines)
     measured = task.value(found.y_TN, observed, found.predict(natural)[:, 0])
     mixes["best observed run"] = observed[int(np.argmin(measured))]
-    every = np.concatenate([pool, np.array(list(mixes.values())), task.natural_K[None]])
-    losses = found.replicate_losses(task.effective(every), n_replicates, seed)
-    values = task.value(losses, every, losses[..., -1])
-    point = found.predict(task.effective(every))
-    value = task.value(point, every, point[:, -1])
-    n_pool = len(pool)
+
+    def look(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return losses and values: of the replicates, and of the fit."""
+        both = np.concatenate([shares, task.natural_K[None]])
+        drawn = found.replicate_losses(task.effective(both), n_replicates, seed)
+        point = found.predict(task.effective(both))
+        values = task.value(drawn, both, drawn[..., -1])
+        return drawn, values, point, task.value(point, both, point[:, -1])
+
+    seen = look(pool)
+    winners = pool[np.argmin(seen[1], axis=1)]
+    centre = task.allowed(winners.mean(axis=0, keepdims=True))
+    compared = np.concatenate([centre, np.array(list(mixes.values()))])
+    parts = zip(look(compared), seen, strict=True)
+    losses, values, point, value = (  # the centre, the pool, the baselines
+        np.concatenate([few[..., :1], many[..., :-1], few[..., 1:-1]], axis=-1)
+        for few, many in parts
+    )
+    every = np.concatenate([centre, pool, compared[1:]])
+    n_pool, best = 1 + len(pool), 0
     spread = values.std(axis=0)
-    best = int(np.argmin((value + spread)[:n_pool]))
-    winners = every[np.argmin(values[:, :n_pool], axis=1)]
     tail = 100 * (1 - LEVEL) / 2
-    around = np.concatenate([winners, every[[best]]])
-    low, high = np.percentile(around, [tail, 100 - tail], axis=0)
-    low, high = np.minimum(low, every[best]), np.maximum(high, every[best])
+    low, high = np.percentile(winners, [tail, 100 - tail], axis=0)
     misfit = _misfit(task, found, seed_sd_T)
     gap_sd = (values[:, :n_pool] - values[:, [best]]).std(axis=0)
     as_good = value[:n_pool] - value[best] <= np.hypot(gap_sd, misfit)
-    flat = pool[as_good]
+    flat = every[:n_pool][as_good]
     duels = []
     for offset, (name, shares) in enumerate(mixes.items()):
         at = n_pool + offset

@@ -1,9 +1,9 @@
 """The table of runs: which mix was trained, how large, how long, with which seed, and its losses.
 
 A table is CSV, Parquet or JSON lines with one row per run: ``run`` (or ``index``), ``mix.SOURCE``
-the share of each source, ``loss.TARGET`` each loss, and perhaps ``seed``, ``n_params``,
-``n_tokens``. Several files are joined on ``run``. RegMix's columns (``train_...``,
-``metric/..._val_loss``) are understood as they are.
+the share of each source, ``loss.TARGET`` each loss, and perhaps ``held_out`` (1: no fit sees it),
+``seed``, ``n_params``, ``n_tokens``. Several files are joined on ``run``. RegMix's columns
+(``train_...``, ``metric/..._val_loss``) are understood as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from puna.core.errors import PunaError
 
@@ -25,7 +25,7 @@ MOST_LOST = 0.2
 """Share of runs that may be left out for losses that are no numbers."""
 _MIX, _LOSS = ("mix.", "train_"), ("loss.", "metric/")
 _KEYS = ("run", "index")
-_SETTINGS = ("seed", "n_params", "n_tokens")
+_SETTINGS = ("seed", "n_params", "n_tokens", "held_out")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Runs:
         seed_N: Seed of each run.
         n_params_N: Parameters of the model; 0 when not told.
         n_tokens_N: Tokens of the training; 0 when not told.
+        held_out_N: Whether no fit may see the run.
         notes: What was mended or left out, in sentences.
     """
 
@@ -52,6 +53,7 @@ class Runs:
     seed_N: Int64[np.ndarray, " N"]
     n_params_N: Float64[np.ndarray, " N"]
     n_tokens_N: Float64[np.ndarray, " N"]
+    held_out_N: Bool[np.ndarray, " N"]
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -69,6 +71,7 @@ class Runs:
             self, names=[self.names[row] for row in rows], shares_NK=self.shares_NK[rows],
             loss_TN=self.loss_TN[:, rows], seed_N=self.seed_N[rows],
             n_params_N=self.n_params_N[rows], n_tokens_N=self.n_tokens_N[rows],
+            held_out_N=self.held_out_N[rows],
         )  # fmt: skip
 
     def scales(self) -> list[tuple[float, float]]:
@@ -123,9 +126,21 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     }
     runs = Runs(
         names, list(mix), list(loss), shares, losses, settings["seed"].astype(np.int64),
-        settings["n_params"], settings["n_tokens"], notes,
+        settings["n_params"], settings["n_tokens"], settings["held_out"] > 0, notes,
     )  # fmt: skip
     return check_runs(runs, where)
+
+
+def read_columns(path: Path, name: str) -> list[str]:
+    """Return one column of a table as text.
+
+    Raises:
+        PunaError: The file cannot be read or has no such column.
+    """
+    table = _read(path)
+    if name not in table:
+        raise PunaError(f"{path}: has no column {name!r}", f"it has {', '.join(list(table)[:8])}")
+    return [str(value) for value in table[name]]
 
 
 def check_runs(runs: Runs, where: str) -> Runs:

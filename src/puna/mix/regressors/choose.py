@@ -141,6 +141,7 @@ def choose(
     """
     n, k = shares.shape
     known = list(regressors() if candidates is None else candidates)
+    known = [one for one in known if one.name == only] or known
     usable = [one for one in known if one.n_fewest(k) <= int(n * (1 - 1 / N_FOLDS))]
     if not usable:
         fewest = min(one.n_fewest(k) for one in known)

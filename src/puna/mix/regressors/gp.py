@@ -27,8 +27,7 @@ _PRIOR_MEAN = np.log(1.5)
 
 @dataclass(frozen=True)
 class Process:
-    """Hyperparameters: logarithms of length scales, variance and noise; y has mean 0, variance
-    1."""
+    """Logarithms of length scales, variance and noise; losses have mean 0 and variance 1."""
 
     log_length_K: Float64[np.ndarray, " K"]
     log_variance: float

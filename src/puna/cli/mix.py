@@ -1,0 +1,140 @@
+"""``puna mix``: which mix of sources makes the best model, with error bars."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_tables = click.argument("tables", nargs=-1, required=True, type=_FILE)
+_manifest = click.option("--manifest", type=_FILE, help="Sources, targets and objective (TOML).")
+_model = click.option("--model", "only", help="Regressor to take; default: cross-validation.")
+_noisy = click.option(
+    "--noisy", is_flag=True, help="Fit targets whose signal-to-noise is under 2 all the same."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+_seed = click.option("--seed", type=int, default=0, show_default=True)
+
+
+@click.group("mix", no_args_is_help=True)
+def mix() -> None:
+    """Plan small runs, learn losses from mixes, recommend a mix or say that it is not known."""
+
+
+@mix.command("design")
+@click.argument("manifest", type=_FILE)
+@click.option("--runs", "n_runs", type=click.IntRange(min=1), required=True, help="Runs to make.")
+@click.option("--out", required=True, type=_FILE, help="Table of planned runs to write (CSV).")
+@click.option(
+    "--how", type=click.Choice(("maximin", "d-optimal")), default="maximin", show_default=True
+)
+@click.option("--held-out", type=click.IntRange(min=0), default=8, show_default=True)
+@click.option("--done", type=_FILE, help="Table of runs made before; the same are marked done.")
+@click.option("--keep", type=_FILE, help="Mix to keep as one source (JSON), for added sources.")
+@_seed
+def design(
+    manifest: Path, n_runs: int, out: Path, how: str, held_out: int, done: Path | None,
+    keep: Path | None, seed: int,
+) -> None:  # fmt: skip
+    """Plan which mixes to train: baselines, corners, leave-one-out, random ones, repeats."""
+    from collections import Counter
+    from typing import cast
+
+    from puna.core.fsio import write_text
+    from puna.mix import design as plan
+    from puna.mix.sources import read_manifest
+
+    known = read_manifest(manifest)
+    keys = [] if done is None else plan.done_keys(done)
+    if keep is None:
+        choice = cast("plan.Choice", how)
+        runs = plan.design(known, n_runs, how=choice, n_held_out=held_out, done=keys, seed=seed)
+    else:
+        runs = plan.extend(known, plan.read_mix(keep, known.names), n_runs, seed=seed)
+    write_text(out, plan.to_csv(runs, known.names))
+    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(one.kind for one in runs).items())
+    click.echo(f"{len(runs)} runs: {kinds}; {sum(one.done for one in runs)} made before: {out}")
+
+
+@mix.command("fit")
+@_tables
+@_manifest
+@_model
+@_noisy
+@_json
+@_seed
+def fit(
+    tables: tuple[Path, ...], manifest: Path | None, only: str | None, noisy: bool, as_json: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    """Learn losses from the mixes of a table of runs (CSV, Parquet, JSON lines; joined on `run`).
+
+    Prints the noise of each target, the errors of each regressor in cross-validation, and how well
+    held-out runs are predicted.
+    """
+    from puna.cli.mix_tables import print_fit
+    from puna.mix.analyse import fit_runs
+
+    found = fit_runs(list(tables), manifest, only=only, allow_noisy=noisy, seed=seed)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        print_fit(found.to_json())
+
+
+@mix.command("recommend")
+@_tables
+@_manifest
+@_model
+@_noisy
+@click.option("--out", type=_FILE, help="Also write the recommended mix (JSON).")
+@_json
+@_seed
+def recommend(
+    tables: tuple[Path, ...], manifest: Path | None, only: str | None, noisy: bool,
+    out: Path | None, as_json: bool, seed: int,
+) -> None:  # fmt: skip
+    """Recommend a mix, with intervals and the chance to beat each baseline, or say it is unknown.
+
+    The exit code is 0 in both cases; the verdict tells which it is.
+    """
+    from puna.cli.mix_tables import print_recommendation
+    from puna.core.fsio import write_json
+    from puna.mix.analyse import fit_runs, recommend_from
+
+    found = fit_runs(list(tables), manifest, only=only, allow_noisy=noisy, seed=seed)
+    made = recommend_from(found, seed=seed).to_json()
+    if out is not None:
+        write_json(out, made)
+    if as_json:
+        click.echo(json.dumps(made, indent=2))
+    else:
+        print_recommendation(made, found.notes)
+
+
+@mix.command("report")
+@_tables
+@_manifest
+@_model
+@_noisy
+@click.option("--out", required=True, type=_FILE, help="Page to write; JSON beside it.")
+@_seed
+def report(
+    tables: tuple[Path, ...], manifest: Path | None, only: str | None, noisy: bool, out: Path,
+    seed: int,
+) -> None:  # fmt: skip
+    """Write one page with everything: noise, fit, recommendation, attribution, verdict."""
+    from puna.core.fsio import write_json
+    from puna.mix.analyse import attribute_from, fit_runs, recommend_from, report_values
+    from puna.ui.mix_page import write_page
+
+    found = fit_runs(list(tables), manifest, only=only, allow_noisy=noisy, seed=seed)
+    made = recommend_from(found, seed=seed)
+    values: dict[str, Any] = report_values(found, made, attribute_from(found, made))
+    write_page(values, out)
+    write_json(out.with_suffix(".json"), values)
+    click.echo(made.verdict)
+    click.echo(f"report: {out}, {out.with_suffix('.json')}")
