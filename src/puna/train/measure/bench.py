@@ -30,7 +30,9 @@ _QUICK_TOKENS, _QUICK_WIDTHS = (64, 256), ((128, 128), (256, 512), (512, 256))
 _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 _QUICK_COPY_BYTES = 1 << 25
 _FEWEST = 2
-"""Repetitions of a measurement, however long one takes."""
+"""Repetitions of a collective, however long one takes."""
+_FEWEST_SHAPES = 4
+"""Products that a fit needs, however long they take."""
 _ROUNDS = 4
 """Times that all products are measured in turn."""
 _QUARTER = 0.25
@@ -73,22 +75,49 @@ class Bench:
         tokens = _QUICK_TOKENS if quick else _TOKENS[device]
         widths = _QUICK_WIDTHS if quick else _WIDTHS[device]
         shapes = sorted({(m, n, k) for m in tokens for n, k in widths}, key=math.prod)
-        budget_s = self._plan.seconds * _SHARES[kind] / (len(shapes) * _ROUNDS)
-        times: dict[tuple[int, int, int], list[float]] = {shape: [] for shape in shapes}
-        for _ in range(_ROUNDS):  # what else the machine does comes and goes
+        budget_s, begin_s = self._plan.seconds * _SHARES[kind], time.perf_counter()
+        each_s = budget_s / (len(shapes) * _ROUNDS)
+        times: dict[tuple[int, int, int], list[float]] = {}
+        for turn in range(_ROUNDS):  # what else the machine does comes and goes
             for m, n, k in shapes:
+                spent_s = time.perf_counter() - begin_s
+                next_s = self._expected(times, m * n * k, is_first=turn == 0)
+                (at_s,) = self._world.max([spent_s + next_s])
+                if len(times) >= _FEWEST_SHAPES and at_s > budget_s:
+                    break  # the rest are larger
                 a_mk = torch.randn((m, k), device=self._device).to(_DTYPES[kind])
                 b_kn = torch.randn((k, n), device=self._device).to(_DTYPES[kind])
                 out_mn = torch.empty((m, n), device=self._device, dtype=_DTYPES[kind])
                 self._world.barrier()
-                times[m, n, k] += self._repeat(
-                    lambda a=a_mk, b=b_kn, o=out_mn: torch.mm(a, b, out=o), budget_s
+                times.setdefault((m, n, k), []).extend(
+                    self._repeat(
+                        lambda a=a_mk, b=b_kn, o=out_mn: torch.mm(a, b, out=o), each_s,
+                        warm=turn == 0,
+                    )
                 )  # fmt: skip
                 share = 1 / (len(shapes) * _ROUNDS)
                 self._advance(kind, share, f"{kind} product {m} x {n} x {k}")
-        sums = self._world.sum([_typical(times[shape]) for shape in shapes])
+        self._done = max(self._done, 100 * self._until(kind))
+        sums = self._world.sum([_typical(seconds) for seconds in times.values()])
         size = self._world.size
-        return [(*shape, total / size) for shape, total in zip(shapes, sums, strict=True)]
+        return [(*shape, total / size) for shape, total in zip(times, sums, strict=True)]
+
+    @staticmethod
+    def _expected(
+        times: dict[tuple[int, int, int], list[float]], size: int, *, is_first: bool
+    ) -> float:
+        """Seconds that a product of m n k = size will take, by the largest one so far."""
+        if not times:
+            return 0.0
+        largest = max(times, key=math.prod)
+        per_call = _typical(times[largest]) * max(size / math.prod(largest), 0.1)
+        return per_call * (2.0 if is_first else 1.0)
+
+    @staticmethod
+    def _until(kind: str) -> float:
+        """Share of the time at the end of a kind of measurement."""
+        names = list(_SHARES)
+        return sum(_SHARES[name] for name in names[: names.index(kind) + 1])
 
     def _copy(self) -> tuple[float, float]:
         """Bytes/s read and written by a large copy, the mean over the ranks, and their scatter."""
@@ -102,13 +131,16 @@ class Bench:
         self._advance("copy", 1.0, "memory bandwidth")
         return rate / self._world.size, round(scatter / self._world.size, 4)
 
-    def _repeat(self, call: Callable[[], object], budget_s: float) -> list[float]:
-        """Seconds of each call within a budget, after one to warm up."""
-        call()
-        synchronize(self._device)
+    def _repeat(
+        self, call: Callable[[], object], budget_s: float, *, warm: bool = True
+    ) -> list[float]:
+        """Seconds of each call within a budget, at least one, after one to warm up."""
+        if warm:
+            call()
+            synchronize(self._device)
         times: list[float] = []
         end_s = time.perf_counter() + budget_s
-        while len(times) < _FEWEST or time.perf_counter() < end_s:
+        while not times or time.perf_counter() < end_s:
             begin_s = time.perf_counter()
             call()
             synchronize(self._device)
