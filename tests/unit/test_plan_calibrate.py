@@ -140,6 +140,9 @@ def test_own_runs_move_the_prediction_and_narrow_its_interval() -> None:
     assert halves == sorted(halves, reverse=True)
     assert halves[-1] >= 1.6 * BETWEEN_JOBS  # two jobs of a cluster differ, however many are known
     assert errors[0] < 0.05
+    noisy = _run(seen).model_copy(update={"scatter": 0.3})
+    wide = estimate(_job(gpu.model_copy(update={"runs": [noisy]})))
+    assert math.log(wide.step_s.high / wide.step_s.mid) > 2 * halves[0]
     slow = gpu.model_copy(update={"runs": [_run(seen)]})
     days = [search(_job(one), 1e9).best[0].days for one in (gpu, slow)]
     assert days[1] > 1.8 * days[0]

@@ -165,11 +165,14 @@ def own_factor(job: Job, known: Calibration) -> tuple[float, float]:
         half = max(half, Z90 * CPU_SIGMA)
     if not job.gpu.runs:
         return 1.0, half
-    logs = [math.log(run.step_s / _predicted(run, job, known)) for run in job.gpu.runs]
-    prior = (Z90 / half) ** 2  # precision, 1 / sigma**2
-    rows = len(logs) / BETWEEN_JOBS**2
-    mean = rows * (sum(logs) / len(logs)) / (rows + prior)
-    return math.exp(mean), Z90 * math.hypot(math.sqrt(1 / (rows + prior)), BETWEEN_JOBS)
+    runs = job.gpu.runs
+    logs = [math.log(run.step_s / _predicted(run, job, known)) for run in runs]
+    # Steps of a run that scatter say that other work comes and goes: another run may meet more.
+    variances = [BETWEEN_JOBS**2 + run.scatter**2 for run in runs]
+    weights = [1 / variance for variance in variances]
+    total = sum(weights) + (Z90 / half) ** 2  # that of the prior
+    mean = sum(w * x for w, x in zip(weights, logs, strict=True)) / total
+    return math.exp(mean), Z90 * math.sqrt(1 / total + sum(variances) / len(variances))
 
 
 def _predicted(run: OwnRun, job: Job, known: Calibration) -> float:
