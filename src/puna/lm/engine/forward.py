@@ -22,6 +22,7 @@ from puna.lm.engine.sequence import Sequence, Work
 from puna.model.llama import Llama
 
 if TYPE_CHECKING:
+    from puna.lm.cpu.between import BetweenProducts
     from puna.lm.cpu.decoder import CpuDecoder
     from puna.lm.cpu.prefill import CpuPrefill
 
@@ -84,9 +85,12 @@ class Forward:
         self._device = model.norm.weight.device
         self._decoder: CpuDecoder | None = None
         self._prefill: CpuPrefill | None = None
+        self._between: BetweenProducts | None = None
         if backend == "auto":
             self._decoder = _decoder_of(model)
-            self._prefill = None if self._decoder is None else _prefill_of(self._decoder)
+        if self._decoder is not None:
+            self._prefill = _prefill_of(self._decoder)
+            self._between = _between_of(model, self._decoder)
         weight = model.layers[0].get_submodule("attention.wq").weight
         assert isinstance(weight, Tensor)
         self._few_tokens = FEW_TOKENS[weight.dtype] if self._decoder else 0
@@ -180,7 +184,10 @@ class Forward:
         n_padding = self._n_padding(len(tokens))
         plan = PagedAttention(self._pool, segments, n_padding)
         tokens_BT = torch.tensor([tokens + [0] * n_padding], device=self._device)
-        hidden_TC = self._model.hidden(tokens_BT, plan.positions_BT, plan=plan)[0]
+        if self._between is not None:
+            hidden_TC = self._between.hidden(tokens_BT, plan)
+        else:
+            hidden_TC = self._model.hidden(tokens_BT, plan.positions_BT, plan=plan)[0]
         starts, at = [], 0
         for item in work:
             starts.append(at)
@@ -244,6 +251,12 @@ def _prefill_of(decoder: CpuDecoder) -> CpuPrefill | None:
     from puna.lm.cpu.prefill import CpuPrefill, is_fast
 
     return CpuPrefill(decoder) if is_fast(decoder) else None
+
+
+def _between_of(model: Llama, decoder: CpuDecoder) -> BetweenProducts:
+    from puna.lm.cpu.between import BetweenProducts
+
+    return BetweenProducts(model, decoder.n_threads)
 
 
 def rate(sequences: Items[Sequence], logits_RV: Float[Tensor, "rows vocab"]) -> list[Result]:
