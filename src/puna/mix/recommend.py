@@ -23,7 +23,7 @@ from puna.mix.task import Task
 LEVEL = 0.9
 SURE = 0.9
 """A mix is recommended when it beats every baseline with this probability."""
-_POOL, _LOCAL, _ROUNDS, _SHORTLIST = 5000, 1200, 4, 1400
+_POOL, _LOCAL, _ROUNDS, _SHORTLIST = 3500, 1000, 4, 1000
 _NEAR = 0.1
 """Distance of two mixes from which on their errors are taken for independent."""
 
