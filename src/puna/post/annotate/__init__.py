@@ -1,0 +1,1 @@
+"""The annotation desk: human data with several rounds of quality assurance."""
