@@ -5,7 +5,8 @@
 
 The simulation takes the decisions of ``puna.post.annotate.rounds`` with annotators whose confusion
 matrices are planted: careful ones, careless ones with a bias, and spammers who guess or always say
-the same. Everything that somebody looks at costs one: a vote, a gold item, an audited item. Majority voting spends the same on votes of annotators drawn at random.
+the same. Everything that somebody looks at costs one: a vote, a gold item, an audited item.
+Majority voting spends the same on votes of annotators drawn at random.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resilience": ("puna.cli.resilience:resilience", "Faults, what is done about them, and tests."),
     "cluster": ("puna.cli.cluster:cluster", "The nodes of a run; which are not trusted, and why."),
     "launch": ("puna.cli.launch:launch", "Write the files that start a training on many nodes."),
+    "annotate": ("puna.cli.annotate:annotate", "Human data with rounds of quality assurance."),
     "post": ("puna.cli.post:post", "Instruction pairs and supervised fine-tuning."),
     "eval": ("puna.cli.eval:evaluate", "Bits per byte and samples."),
     "generate": ("puna.cli.generate:generate", "Complete a prompt with a trained model."),

@@ -211,16 +211,21 @@ class Store:
             tx.event("desk.made", None, rules=sha_of(rules))
         return store
 
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        return connection
+
     def _connection(self) -> sqlite3.Connection:
+        """Return the connection of this thread."""
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = sqlite3.connect(
-                self.path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
-            )
-            connection.row_factory = sqlite3.Row
+            connection = self._connect()
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")  # a submitted answer survives
-            connection.execute("PRAGMA cache_size = -32768")
+            connection.execute("PRAGMA cache_size = -8192")
             self._local.connection = connection
             self._open.append(connection)
         return connection
@@ -234,8 +239,12 @@ class Store:
         return self._connection().execute(sql, values).fetchone()
 
     def stream(self, sql: str, *values: Any) -> Iterator[sqlite3.Row]:
-        """Yield the rows of a query as they are read."""
-        yield from self._connection().execute(sql, values)
+        """Yield the rows of a query as they are read, all as they are at the beginning."""
+        connection = self._connect()  # of its own: the rows may be read by several threads
+        try:
+            yield from connection.execute(sql, values)
+        finally:
+            connection.close()
 
     def meta(self, key: str) -> str | None:
         """Return a value of the desk."""
