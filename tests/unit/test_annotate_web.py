@@ -143,6 +143,7 @@ def test_preferences_and_labels_have_their_forms(desk):
     )
     ann, adj = desk.enter("ann"), desk.enter("adj")
     assert "significantly better" in ann.get("/work")
+    assert "not complete" in ann.post(action="submit", edited="three")
     ann.post(action="submit", preference="2", edited="three")
     assert 'name="label"' in ann.page
     ann.post(action="submit", label="unsafe")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -11,7 +11,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from puna.core.errors import PunaError
 from puna.post.annotate import acceptance, judge, reliability, users
-from puna.post.annotate.desk import Submitted, Task
+from puna.post.annotate.checks import Finding
+from puna.post.annotate.desk import Task
 from puna.post.annotate.judge import Verdict
 from puna.post.annotate.users import User
 from puna.post.annotate.web.http import COOKIE, Context, Refused, form_of
@@ -93,12 +94,11 @@ class Pages:
         return self._task_page(request, user, task)
 
     def _task_page(
-        self, request: Request, user: User, task: Task | None, done: Submitted | None = None
+        self, request: Request, user: User, task: Task | None, findings: Sequence[Finding] = ()
     ) -> Response:  # fmt: skip
         if task is None:
             return self.context.page(request, "message.html.j2", user, title="Nothing to do",
                                      message="There is no item for you now.", fix=None)  # fmt: skip
-        findings = [] if done is None else [one for one in done.findings if one.is_hard]
         return self.context.page(request, "work.html.j2", user, task=task, findings=findings,
                                  draft=task.draft or {})  # fmt: skip
 
@@ -119,12 +119,22 @@ class Pages:
         elif what == "undo":
             await self.context.run(self.desk.undo_draft, user, number)
         else:
-            done = await self.context.run(self.desk.submit, user, number, answer_of(form))
-            if not done.accepted:
+            findings = await self.context.run(self._submit, user, number, answer_of(form))
+            if findings is not None:
                 task = await self.context.run(self.desk.task, user, number)
-                return self._task_page(request, user, task, done)
+                return self._task_page(request, user, task, findings)
             await self._count_votes()
         return RedirectResponse("/work", 303)
+
+    def _submit(self, user: User, number: int, answer: dict[str, Any]) -> list[Finding] | None:
+        """Hand in an answer; return what stands against it, None when it was taken."""
+        self.desk.task(user, number)  # an item that is not in these hands has another page
+        try:
+            done = self.desk.submit(user, number, answer)
+        except PunaError as error:
+            self.desk.save_draft(user, number, answer)
+            return [Finding("not complete", True, f"{error.message}; {error.fix}")]
+        return None if done.accepted else [one for one in done.findings if one.is_hard]
 
     async def _count_votes(self) -> None:
         self._n_votes += 1

@@ -38,6 +38,7 @@ from puna.post.annotate.web.pages import Pages
 logger = logging.getLogger("puna.annotate")
 _WARM_AFTER_S = 2.0
 _GRACE_S = 5
+_KEEP_ALIVE_S = 75  # longer than the pauses of somebody who writes
 
 
 class Outside:
@@ -154,7 +155,8 @@ class DeskServer:
     ) -> None:
         self.context = Context(Desk.open(path), names)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family)
+        # With its protocol named, asyncio sends small responses without waiting (TCP_NODELAY).
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
@@ -169,7 +171,8 @@ class DeskServer:
         self.ready = threading.Event()
         config = uvicorn.Config(
             make_app(self.context), log_level="warning", access_log=False, lifespan="on",
-            timeout_graceful_shutdown=_GRACE_S, server_header=False,
+            timeout_graceful_shutdown=_GRACE_S, timeout_keep_alive=_KEEP_ALIVE_S,
+            server_header=False,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 
