@@ -286,7 +286,9 @@ def test_the_commands_from_design_to_report(tmp_path):
     plan = tmp_path / "plan.csv"
     done = call(mix, ["design", known, "--runs", "40", "--out", str(plan)])
     assert "48 runs: 8 held out" in done.output
-    assert plan.read_text() == to_csv(design(manifest(), 40), list(TOKENS))
+    assert plan.read_text() == to_csv(
+        design(manifest(), 40, proxy=manifest().proxy.content()), list(TOKENS)
+    )
     again = call(mix, ["design", known, "--runs", "40", "--out", str(plan), "--done", str(plan)])
     assert "48 made before" in again.output
 

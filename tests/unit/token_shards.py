@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ SIZES = {"web": [9, 1, 30, 4, 0, 17, 55, 3], "code": [100, 7, 12], "notes": [2, 
 
 
 def write_shards(
-    folder: Path, splits: dict[str, dict[str, list[int]]], vocab: int = 60_000
-) -> Path:
-    """Shards whose tokens tell where they come from: no two documents share a token."""
+    folder: Path, splits: dict[str, dict[str, list[int]]], vocab: int = 60_000,
+    draw: Callable[[str, int], Any] | None = None,
+) -> Path:  # fmt: skip
+    """Shards whose tokens tell where they come from: no two documents share a token.
+
+    With ``draw`` the tokens of a document are those that it returns for the source and the size.
+    """
     index: dict[str, Any] = {"dtype": "uint16", "vocab_size": vocab, "splits": {}}
     token = 3
     for split, sources in splits.items():
@@ -30,7 +35,8 @@ def write_shards(
             target.mkdir(parents=True)
             documents = []
             for size in sizes:
-                documents.append(np.array([BOS, *range(token, token + size), EOS], np.uint16))
+                inner = range(token, token + size) if draw is None else draw(source, size)
+                documents.append(np.array([BOS, *inner, EOS], np.uint16))
                 token += size
             lengths = [len(tokens) for tokens in documents]
             np.concatenate([np.empty(0, np.uint16), *documents]).tofile(target / "tokens.bin")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 _tables = click.argument("tables", nargs=-1, required=True, type=_FILE)
 _manifest = click.option("--manifest", type=_FILE, help="Sources, targets and objective (TOML).")
 _model = click.option("--model", "only", help="Regressor to take; default: cross-validation.")
@@ -51,12 +52,53 @@ def design(
     keys = [] if done is None else plan.done_keys(done)
     if keep is None:
         choice = cast("plan.Choice", how)
-        runs = plan.design(known, n_runs, how=choice, n_held_out=held_out, done=keys, seed=seed)
+        runs = plan.design(
+            known, n_runs, how=choice, n_held_out=held_out, proxy=known.proxy.content(),
+            first_seed=known.proxy.seed, done=keys, seed=seed,
+        )  # fmt: skip
     else:
-        runs = plan.extend(known, plan.read_mix(keep, known.names), n_runs, seed=seed)
+        runs = plan.extend(
+            known, plan.read_mix(keep, known.names), n_runs, proxy=known.proxy.content(),
+            first_seed=known.proxy.seed, seed=seed,
+        )  # fmt: skip
     write_text(out, plan.to_csv(runs, known.names))
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(one.kind for one in runs).items())
     click.echo(f"{len(runs)} runs: {kinds}; {sum(one.done for one in runs)} made before: {out}")
+
+
+@mix.command("sources")
+@click.argument("shards", type=_FOLDER)
+@click.option("--out", required=True, type=_FILE, help="Manifest to write (TOML).")
+@click.option("--tokens", type=float, required=True, help="Tokens of the training it is for.")
+@click.option("--leave-out", multiple=True, help="Source that is only a target; may be repeated.")
+def sources(shards: Path, out: Path, tokens: float, leave_out: tuple[str, ...]) -> None:
+    """Write a manifest of the sources of token SHARDS, to be edited."""
+    from puna.core.fsio import write_text
+    from puna.mix.proxy.manifest import manifest_of
+
+    write_text(out, manifest_of(str(shards), tokens, leave_out))
+    click.echo(f"manifest: {out}")
+
+
+@mix.command("run")
+@click.argument("plan", type=_FILE)
+@click.option("--manifest", type=_FILE, required=True, help="Sources, targets, [proxy] (TOML).")
+@click.option("--shards", type=_FOLDER, required=True, help="Output of tokens.encode.")
+@click.option("--out", type=_FOLDER, required=True, help="Folder for results and runs.csv.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes; 0: all cores.")
+def run(plan: Path, manifest: Path, shards: Path, out: Path, workers: int) -> None:
+    """Train the mixes of a PLAN and measure them: runs.csv, which `puna mix fit` reads.
+
+    Runs that are finished are not made again; a call that was killed goes on with the others.
+    """
+    from puna.mix.proxy.runs import headline, make_runs, read_plan
+    from puna.mix.sources import read_manifest
+
+    known = read_manifest(manifest)
+    made = make_runs(known, read_plan(plan, known), str(shards), out, n_workers=workers)
+    for note in made.notes:
+        click.echo(f"note: {note}")
+    click.echo(headline(made))
 
 
 @mix.command("fit")

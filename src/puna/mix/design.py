@@ -74,7 +74,8 @@ def run_key(shares: Mapping[str, float], seed: int, proxy: Mapping[str, Any]) ->
 
 def design(
     manifest: Manifest, n_runs: int, *, how: Choice = "maximin", n_held_out: int = HELD_OUT,
-    proxy: Mapping[str, Any] | None = None, done: Sequence[str] = (), seed: int = 0,
+    proxy: Mapping[str, Any] | None = None, first_seed: int = 0, done: Sequence[str] = (),
+    seed: int = 0,
 ) -> list[PlannedRun]:  # fmt: skip
     """Plan runs.
 
@@ -84,6 +85,7 @@ def design(
         how: Random mixes are picked far from each other, or for a determined fit.
         n_held_out: Runs that no fit sees, besides.
         proxy: Settings of the proxy model, part of each key.
+        first_seed: Seed of the runs; repeated mixes take the next one.
         done: Keys of runs that were made.
         seed: Seed of what is random.
 
@@ -112,11 +114,11 @@ def design(
     picked = pool[_pick(pool, seen, room - len(fixed), how)]
     mixes = [*fixed, *(("random", shares) for shares in picked)]
     settings = dict(proxy or {})
-    made = [_run("held out", one, names, 0, settings, held_out=True) for one in held]
-    made += [_run(kind, shares, names, 0, settings) for kind, shares in mixes]
+    made = [_run("held out", one, names, first_seed, settings, held_out=True) for one in held]
+    made += [_run(kind, shares, names, first_seed, settings) for kind, shares in mixes]
     every = np.array([shares for _, shares in mixes])
     for at in _pick(every, every[:1], n_repeats, "maximin"):
-        made.append(_run("repeat", every[at], names, 1, settings))
+        made.append(_run("repeat", every[at], names, first_seed + 1, settings))
     unique = {one.key: one for one in reversed(made)}
     known = set(done)
     return [
@@ -126,7 +128,7 @@ def design(
 
 def extend(
     manifest: Manifest, base: Mapping[str, float], n_runs: int, *,
-    proxy: Mapping[str, Any] | None = None, seed: int = 0,
+    proxy: Mapping[str, Any] | None = None, first_seed: int = 0, seed: int = 0,
 ) -> list[PlannedRun]:  # fmt: skip
     """Plan runs for sources that were added: what was there stays one source of frozen ratios.
 
@@ -135,6 +137,7 @@ def extend(
         base: Shares of the old ones in the mix that is kept (Olmix, 2026, mixture reuse).
         n_runs: Runs to make.
         proxy: Settings of the proxy model.
+        first_seed: Seed of the runs.
         seed: Seed of what is random.
 
     Raises:
@@ -163,7 +166,7 @@ def extend(
         shares = {name: row[0] * share / total for name, share in base.items()}
         shares |= {name: float(row[1 + at]) for at, name in enumerate(new)}
         vector = _rounded(np.array([[shares.get(name, 0.0) for name in manifest.names]]))[0]
-        made.append(_run("added", vector, manifest.names, 0, dict(proxy or {})))
+        made.append(_run("added", vector, manifest.names, first_seed, dict(proxy or {})))
     return list({one.key: one for one in made}.values())
 
 

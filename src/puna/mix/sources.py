@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from puna.core.config import Config
 from puna.core.errors import PunaError
 from puna.core.explain import explain_validation
+from puna.mix.proxy.config import ProxyConfig
 
 REPEAT_HALF = 15.4
 """R* of Muennighoff et al. 2023 (Scaling data-constrained language models, equation 5)."""
@@ -68,6 +69,8 @@ class Manifest(Config):
     """What the best mix is."""
     reference: dict[str, dict[str, float]] = Field(default={})
     """Named mixes to compare with, such as the weights that DoReMi found."""
+    proxy: ProxyConfig = ProxyConfig()
+    """The small models that are trained on mixes."""
 
     @property
     def names(self) -> list[str]:
