@@ -1,22 +1,29 @@
 """The desk's pages over real HTTP: roles, CSRF, hosts, drafts, a whole round up to the download."""
 
 import json
+import os
 import re
+import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 argon2 = pytest.importorskip("argon2", reason="the extra `annotate`")
 pytest.importorskip("uvicorn", reason="the extra `annotate`")
 
+from puna.cli.annotate import annotate  # noqa: E402
 from puna.core.errors import PunaError  # noqa: E402
 from puna.post.annotate.audit import audit  # noqa: E402
 from puna.post.annotate.exchange import import_items  # noqa: E402
 from puna.post.annotate.settings import Rules  # noqa: E402
 from puna.post.annotate.store import Store  # noqa: E402
-from puna.post.annotate.users import add_user  # noqa: E402
+from puna.post.annotate.users import add_user, change_user  # noqa: E402
 from puna.post.annotate.web.server import DeskServer  # noqa: E402
 
 PASSWORD = "a long password"
@@ -201,3 +208,44 @@ def test_no_page_asks_for_anything_from_elsewhere(desk):
 def test_an_address_in_use_is_told(desk, tmp_path):
     with pytest.raises(PunaError, match="cannot listen"):
         DeskServer(tmp_path / "desk.db", port=desk.port)
+
+
+def test_the_commands_serve_and_find_tampering(tmp_path):
+    call = [sys.executable, "-m", "puna.cli.main", "annotate"]
+    path = tmp_path / "desk.db"
+    Store.create(path, RULES.model_dump_json()).close()
+    server = subprocess.Popen([*call, "serve", str(path), "--port", "0"], text=True,
+                              stdout=subprocess.PIPE,
+                              env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
+    url = server.stdout.readline().split()[-1]
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            assert "Log in" in httpx.get(f"{url}/login").text
+            break
+        except httpx.ConnectError:
+            time.sleep(0.02)
+    server.send_signal(signal.SIGINT)
+    server.communicate(timeout=20)
+    runner = CliRunner()
+    assert runner.invoke(annotate, ["audit", str(path)]).exit_code == 0
+    raw = sqlite3.connect(path)
+    raw.execute("UPDATE meta SET value = '0' WHERE key = 'seal'")
+    raw.commit()
+    raw.close()
+    done = runner.invoke(annotate, ["audit", str(path)], standalone_mode=False)
+    assert done.return_value == 1
+    assert "1 problems" in done.output
+
+
+def test_a_changed_role_ends_the_sessions(desk):
+    ann = desk.enter("ann")
+    store = desk.context.desk.store
+    assert change_user(store, "ann", "reviewer", None).role == "reviewer"
+    assert "Password" in ann.get("/queue")
+    assert "Review" in desk.enter("ann").page
+    change_user(store, "ann", None, False)
+    assert "name or password is wrong" in desk.enter("ann").page
+    with pytest.raises(PunaError, match="unknown role"):
+        change_user(store, "ann", "boss", None)
+    assert audit(store) == []

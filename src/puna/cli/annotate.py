@@ -93,6 +93,20 @@ def add(path: Path, name: str, role: str) -> None:
     click.echo(f"{made.name}: {made.role}, called {made.pseudonym} in exports")
 
 
+@user.command("change")
+@_DESK
+@click.argument("name")
+@click.option("--role", help="New role.")
+@click.option("--active/--no-active", default=None, help="Whether they may log in.")
+def change(path: Path, name: str, role: str | None, active: bool | None) -> None:
+    """Give somebody another role, or close or open their way in."""
+    from puna.post.annotate.users import change_user
+
+    with _opened(path) as desk:
+        made = change_user(desk.store, name, role, active)
+    click.echo(f"{made.name}: {made.role}" + ("" if active is None else f", active: {active}"))
+
+
 @user.command("list")
 @_DESK
 def list_users(path: Path) -> None:
@@ -197,6 +211,13 @@ def report(path: Path, as_json: bool) -> None:
               help="Name under which other machines reach it; may be repeated.")  # fmt: skip
 def serve(path: Path, host: str, port: int, names: tuple[str, ...]) -> None:
     """Serve the desk to browsers."""
-    from puna.post.annotate.web.server import run
+    from puna.post.annotate.web.server import DeskServer
 
-    run(path, host, port, names)
+    server = DeskServer(path, host, port, names)
+    if not server.is_local:
+        click.echo(
+            f"warning: {host} can be reached by other machines and passwords travel in the clear; "
+            "put a proxy with TLS before it", err=True,
+        )  # fmt: skip
+    click.echo(f"serving {path} at {server.url}")
+    server.run()

@@ -78,6 +78,24 @@ def add_user(store: Store, name: str, role: str, password: str) -> User:
     return User(found, name, pseudonym, cast("Role", role))
 
 
+def change_user(store: Store, name: str, role: str | None, active: bool | None) -> User:
+    """Change somebody's role, or whether they may log in; their sessions end.
+
+    Raises:
+        PunaError: There is nobody of this name, or no such role.
+    """
+    user = get_user(store, name)
+    role = user.role if role is None else role
+    if role not in ROLES:
+        raise PunaError(f"unknown role {role!r}", f"choose one of {', '.join(ROLES)}")
+    with store.write() as tx:
+        tx.run("UPDATE users SET role = ?, active = ifnull(?, active) WHERE id = ?", role,
+               None if active is None else int(active), user.id)  # fmt: skip
+        tx.run("DELETE FROM sessions WHERE user = ?", user.id)
+        tx.event("user.changed", None, user=user.id, role=role, active=active)
+    return get_user(store, name)
+
+
 def get_user(store: Store, name: str) -> User:
     """Return somebody by name.
 

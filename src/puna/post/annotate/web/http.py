@@ -30,7 +30,7 @@ COOKIE = "puna_desk"
 MOST_BODY_BYTES = 2 << 20
 N_THREADS = 8
 _LOCAL_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.ASCII)
-_MOST_FAILURES, _FAILURES_S = 5, 60.0
+_MOST_FAILURES, _FAILURES_S, _MOST_NAMES = 5, 60.0, 10_000
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self';"
     " connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none';"
@@ -148,6 +148,8 @@ class Context:
 
     def failed(self, name: str) -> None:
         """Note that a name or password was wrong."""
+        if len(self._failures) > _MOST_NAMES:
+            self._failures.clear()
         self._failures[name].append(time.monotonic())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ class Pages:
     def __init__(self, context: Context) -> None:
         self.context, self.desk = context, context.desk
         self._n_votes = 0
+        self._refresh: asyncio.Task[None] | None = None
 
     async def login(self, request: Request) -> Response:
         """Log in."""
@@ -123,7 +125,7 @@ class Pages:
             if findings is not None:
                 task = await self.context.run(self.desk.task, user, number)
                 return self._task_page(request, user, task, findings)
-            await self._count_votes()
+            self._count_votes()
         return RedirectResponse("/work", 303)
 
     def _submit(self, user: User, number: int, answer: dict[str, Any]) -> list[Finding] | None:
@@ -136,11 +138,17 @@ class Pages:
             return [Finding("not complete", True, f"{error.message}; {error.fix}")]
         return None if done.accepted else [one for one in done.findings if one.is_hard]
 
-    async def _count_votes(self) -> None:
+    def _count_votes(self) -> None:
+        """Estimate reliability anew from time to time, beside the requests and once at a time."""
         self._n_votes += 1
-        if self._n_votes % self.desk.rules.refresh_every == 0:
-            await self.context.run(reliability.refresh, self.desk)
-            await self.context.run(self.desk.release_stale)
+        is_running = self._refresh is not None and not self._refresh.done()
+        if self._n_votes >= self.desk.rules.refresh_every and not is_running:
+            self._n_votes = 0
+            self._refresh = asyncio.create_task(self.context.run(self._look_after))
+
+    def _look_after(self) -> None:
+        reliability.refresh(self.desk)
+        self.desk.release_stale()
 
     async def withdraw(self, request: Request, user: User) -> Response:
         """Take back the last submission."""

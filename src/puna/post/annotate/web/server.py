@@ -7,12 +7,9 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import threading
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
-
-import click
 
 from puna.core.errors import PunaError
 
@@ -166,9 +163,9 @@ class DeskServer:
             raise PunaError(f"cannot listen on {host}:{port}: {error}", "choose another --port") \
                 from error  # fmt: skip
         self.port: int = self._socket.getsockname()[1]
+        self.host = host
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}"
-        self.ready = threading.Event()
         config = uvicorn.Config(
             make_app(self.context), log_level="warning", access_log=False, lifespan="on",
             timeout_graceful_shutdown=_GRACE_S, timeout_keep_alive=_KEEP_ALIVE_S,
@@ -189,24 +186,16 @@ class DeskServer:
         self._server.should_exit = True
 
     @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
     def started(self) -> bool:
         """Whether requests are answered."""
         return self._server.started
-
-
-def run(path: Path, host: str, port: int, names: Collection[str]) -> None:
-    """Serve a desk and say where.
-
-    Raises:
-        PunaError: See :class:`DeskServer`.
-    """
-    server = DeskServer(path, host, port, names)
-    try:
-        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    if not is_local:
-        click.echo(f"warning: {host} can be reached by other machines and passwords travel in the "
-                   "clear; put a TLS proxy before it", err=True)  # fmt: skip
-    click.echo(f"serving {path} at {server.url}")
-    server.run()
