@@ -143,7 +143,8 @@ def test_the_parts_fit_into_the_step_and_saving_is_beside_it(tmp_path):
     for event in events:
         parts = [event[name] for name in names]
         assert all(part >= 0 for part in parts)
-        assert 0.5 * event["step_s"] < sum(parts) <= event["step_s"]
+        assert min(event["forward_s"], event["backward_s"], event["optimizer_s"]) > 0
+        assert sum(parts) <= event["step_s"]
     assert [event["checkpoint_s"] > 0 for event in events] == [False, False, True, False]
     assert all(event["peak_memory_bytes"] > 1 << 20 for event in events)
 
