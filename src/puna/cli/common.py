@@ -35,6 +35,7 @@ STAGE_MODULES = (
     "puna.tokens.import_stage",
     "puna.train.stage",
     "puna.post.pairs",
+    "puna.post.annotated",
     "puna.post.sft",
     "puna.eval.bpb",
     "puna.eval.samples",

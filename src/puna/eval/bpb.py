@@ -68,7 +68,7 @@ class BpbConfig(Config):
         "tokenizer": "tokens.train|tokens.use|tokens.import",
         "model": "train.pretrain",
         "tuned?": "post.sft",
-        "pairs?": "post.pairs",
+        "pairs?": "post.annotated|post.pairs",
     },
 )
 def bits_per_byte(cfg: BpbConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:

@@ -50,7 +50,7 @@ class SamplesConfig(Config):
 
 @stage(
     "eval.samples",
-    needs={"model": "train.pretrain", "tuned?": "post.sft", "pairs?": "post.pairs"},
+    needs={"model": "train.pretrain", "tuned?": "post.sft", "pairs?": "post.annotated|post.pairs"},
 )
 def write_samples(cfg: SamplesConfig, inputs: Artifacts, out: Path, events: Ledger) -> Metrics:
     """Let the pretrained model continue prompts and the fine-tuned model answer questions.

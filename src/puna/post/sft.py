@@ -71,7 +71,7 @@ class SftConfig(TrainingConfig):
 @stage(
     "post.sft",
     needs={
-        "pairs": "post.pairs",
+        "pairs": "post.annotated|post.pairs",
         "model": "train.pretrain",
         "tokenizer": "tokens.train|tokens.use|tokens.import",
     },

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from puna.core.errors import PunaError
-from puna.post.annotate.settings import KINDS, Rules
+from puna.post.annotate.settings import KINDS, SPLITS, Rules
 
 SIDES = ("first", "second")
 _CHAT_ROLES = ("system", "user", "assistant")
@@ -45,6 +45,9 @@ def read_item(raw: Any, where: str) -> dict[str, Any]:
     for name in ("source", "split", "document_id"):
         if raw.get(name) is not None:
             item[name] = str(raw[name])
+    if item.get("split", "train") not in SPLITS:
+        raise PunaError(f"{where}: split {item['split']!r} is unknown",
+                        f"choose one of {', '.join(SPLITS)}")  # fmt: skip
     return item
 
 

@@ -171,11 +171,13 @@ def _example(desk: Desk, row: Any) -> dict[str, Any]:
     author = next((one["pseudonym"] for one in people if one["id"] == final["response"]), None)
     if author is None and reviews:
         author = reviews[-1]["pseudonym"]
+    drawn = xxhash.xxh3_64_intdigest(f"heldout:{row['key']}".encode()) / 2**64
+    is_heldout = drawn < desk.rules.heldout_share
     return {
         "id": xxhash.xxh3_128_hexdigest(row["key"].encode()),
         "document_id": content.get("document_id", row["key"]),
         "source": content.get("source", row["batch"]),
-        "split": content.get("split", "train"),
+        "split": content.get("split") or ("heldout" if is_heldout else "train"),
         "kind": row["kind"],
         "content": content,
         "answer": final["answer"],

@@ -12,6 +12,8 @@ ROLES = ("annotator", "reviewer", "adjudicator", "admin")
 """Each may do what those before it may; nobody may judge what they wrote."""
 KINDS = ("write", "rank", "label")
 """Write or edit a response, say which of two is better, choose a label."""
+SPLITS = ("train", "heldout")
+"""What examples are for; the splits of :mod:`puna.post.pairs`."""
 DEGREES = ("marginally better", "slightly better", "better", "significantly better")
 """Degrees of preference 1 to 4 (Llama 3, arXiv 2407.21783, section 4.2.1)."""
 
@@ -86,6 +88,8 @@ class Rules(Config):
     """Of that bound."""
     audit_defects: int = Field(default=1, ge=0)
     """Defects that a batch's sample may hold; more make it larger."""
+    heldout_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of items that are held out of training, where an import does not say."""
     checks: CheckRules = Field(default_factory=CheckRules)
     """Automatic checks."""
 

@@ -36,7 +36,7 @@ class ReportConfig(Config):
         "tokenizer?": "tokens.train|tokens.use|tokens.import",
         "tokens?": "tokens.encode",
         "pretrain?": "train.pretrain",
-        "pairs?": "post.pairs",
+        "pairs?": "post.annotated|post.pairs",
         "sft?": "post.sft",
         "bpb?": "eval.bpb",
         "samples?": "eval.samples",

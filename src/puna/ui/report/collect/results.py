@@ -38,7 +38,9 @@ def tuning_section(
         made = pairs.metrics
         entries = made["entries"]
         facts += [
-            _fact("documented names used", f"{entries['kept']:,} of {entries['in']:,}"),
+            _fact("people who wrote them", f"{made['authors']:,}")
+            if "authors" in made  # of an annotation desk
+            else _fact("documented names used", f"{entries['kept']:,} of {entries['in']:,}"),
             _fact("conversations", f"{made['pairs']['kept']:,}"),
             *(_fact(f"for {split}", f"{n:,}") for split, n in made["by_split"].items()),
         ]
