@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from puna.core.errors import PunaError
-from puna.post.annotate import acceptance, judge, reliability
+from puna.post.annotate import acceptance, dashboard, judge, reliability
 from puna.post.annotate.audit import audit, head_of, read_anchor
 from puna.post.annotate.desk import Desk
 from puna.post.annotate.exchange import (
@@ -485,3 +485,19 @@ def test_a_desk_that_is_none(tmp_path):
     key_path(other).write_text("00")
     with pytest.raises(PunaError, match="is not a desk"):
         Store(other)
+
+
+def test_the_dashboard_tells_what_happened(open_desk):
+    desk, _, adj = accepted_desk(open_desk, 4, defect_limit=0.5, audit_defects=0)
+    acceptance.draw_audits(desk)
+    for is_defect in (True, False, False, False):
+        found = acceptance.next_audit(desk, adj)
+        acceptance.record_audit(desk, adj, found[0], is_defect, "style" if is_defect else None)
+    told = dashboard.collect(desk)
+    assert (told["items"]["accepted"], told["items"]["review"]) == (3, 1)
+    batch = told["batches"][0]
+    assert (batch["state"], batch["n_items"], batch["audit"]["bound"]) == ("accepted", 4, 0.25)
+    by = {(one["by"], one["round"]): (one["n"], one["n_defects"]) for one in told["rounds"]}
+    assert by == {("review", 1): (4, 0), ("audit", 1): (4, 1)}
+    assert told["throughput"][-1]["n"] == 4
+    assert json.loads(json.dumps(told)) == told

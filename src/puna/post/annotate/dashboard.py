@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from puna.post.annotate import rounds
 from puna.post.annotate.agreement import Level, alpha_interval
 from puna.post.annotate.content import labels_of
 from puna.post.annotate.desk import Desk
-from puna.post.annotate.intervals import Interval, clopper_pearson, upper_bound
+from puna.post.annotate.intervals import Interval, clopper_pearson
 from puna.post.annotate.settings import KINDS
 
 MOST_ITEMS = 5000
@@ -135,9 +136,12 @@ def _batches(desk: Desk) -> list[dict[str, Any]]:
         audit = None
         if last is not None:
             whole = last["done"] == last["n"]
-            bound = upper_bound(last["bad"] or 0, last["done"], desk.rules.confidence)
+            rules = desk.rules
+            lot = rounds.judge_lot(
+                row["n_items"], last["done"], last["bad"] or 0, rules.defect_limit, rules.confidence
+            )
             audit = {"round": last["round"], "n": last["n"], "done": last["done"],
                      "n_defects": last["bad"] or 0,
-                     "bound": round(bound, 4) if whole else None}  # fmt: skip
+                     "bound": round(lot.bound, 4) if whole else None}  # fmt: skip
         found.append({**dict(row), "audit": audit})
     return found
