@@ -1,7 +1,6 @@
-"""Rounds of quality assurance against majority voting, and the desk under eight annotators.
+"""Rounds of quality assurance against majority voting, in a simulation with planted annotators.
 
-    python benchmarks/bench_annotate.py rounds   # a simulation with planted bad annotators
-    python benchmarks/bench_annotate.py http     # 100,000 items over real HTTP
+    python benchmarks/bench_annotate.py [--worlds 10] [--items 3000]
 
 The simulation takes the decisions of ``puna.post.annotate.rounds`` with annotators whose confusion
 matrices are planted: careful ones, careless ones with a bias, and spammers who guess or always say
@@ -294,7 +293,6 @@ def _print_setting(name: str, outcomes: list[Outcome], scores: np.ndarray) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("rounds",))
     parser.add_argument("--worlds", type=int, default=10)
     parser.add_argument("--items", type=int, default=3000)
     given = parser.parse_args()
