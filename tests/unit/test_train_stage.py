@@ -219,3 +219,29 @@ def test_without_held_out_documents_it_says_so_before_it_trains(tmp_path, tokens
     with pytest.raises(PunaError, match="no held-out document"):
         run(tmp_path, config(eval=EvalConfig()), inputs)
     assert not list(read_events(tmp_path / LEDGER_FILE, "job.start"))
+
+
+def test_a_schedule_is_executed_and_what_was_consumed_is_told(tmp_path, tokens, tokenizer):
+    phases = [
+        {"name": "stable", "n_tokens": 8 * 64, "shares": {"code": 0.75, "docs": 0.25}},
+        {"name": "anneal", "n_tokens": 2 * 64, "shares": {"docs": 1.0}},
+    ]
+    (tmp_path / "mix.json").write_text(json.dumps({"schema": 1, "phases": phases}))
+    metrics = run(
+        tmp_path, config(steps=10, mix=str(tmp_path / "mix.json"), log_every=3),
+        {"tokens": tokens, "tokenizer": tokenizer},
+    )  # fmt: skip
+    assert metrics["source_tokens"] == {"code": 6 * 64, "docs": 4 * 64}
+    (told,) = read_events(tmp_path / LEDGER_FILE, "train.sources")
+    stable, anneal = told["phases"]
+    assert (stable["end_step"], anneal["first_step"], anneal["end_step"]) == (8, 8, 10)
+    assert stable["sources"]["code"]["tokens"] == stable["sources"]["code"]["planned_tokens"]
+    assert anneal["sources"]["code"]["tokens"] == 0
+    assert told["most_off_tokens"] == 0
+    # What the ranks counted: the last token of a document has no label.
+    for source, n_tokens in metrics["source_tokens"].items():
+        assert 0.7 * n_tokens < told["labelled"][source] <= n_tokens
+    lineage = open_source(json.loads(
+        (tmp_path / "train.pretrain.partial" / "loader.json").read_text()
+    ))  # fmt: skip
+    assert {row["source"] for row in lineage.lineage(9)} == {"docs"}

@@ -180,3 +180,116 @@ def report(
     write_json(out.with_suffix(".json"), values)
     click.echo(made.verdict)
     click.echo(f"report: {out}, {out.with_suffix('.json')}")
+
+
+@mix.command("confirm")
+@click.argument("recommended", type=_FILE)
+@click.option("--manifest", type=_FILE, required=True, help="Sources, targets, [proxy] (TOML).")
+@click.option("--shards", type=_FOLDER, required=True, help="Output of tokens.encode.")
+@click.option("--out", type=_FOLDER, required=True, help="Folder for results, confirm.csv, .json.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--first-seed", type=click.IntRange(min=0), help="Default: 100 after proxy.seed.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes; 0: all cores.")
+@_json
+def confirm(
+    recommended: Path, manifest: Path, shards: Path, out: Path, seeds: int,
+    first_seed: int | None, workers: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Train a RECOMMENDED mix and its baselines with fresh seeds, and compare.
+
+    A mix is recommended for good only when it beats all of them beyond the noise of seeds; the exit
+    code is 0 either way. Larger proxies in another manifest tell whether that holds at their size.
+    """
+    from puna.cli.mix_tables import print_confirmed
+    from puna.core.fsio import write_json
+    from puna.mix.fresh import confirm_mix
+    from puna.mix.sources import read_manifest
+
+    found = confirm_mix(
+        recommended, read_manifest(manifest), str(shards), out, n_seeds=seeds,
+        first_seed=first_seed, n_workers=workers,
+    )  # fmt: skip
+    write_json(out / "confirm.json", found.to_json())
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        print_confirmed(found.to_json(), found.made.notes)
+
+
+@mix.command("schedule")
+@click.argument("stable", type=_FILE)
+@click.option("--manifest", type=_FILE, required=True, help="Sources, limits, tokens (TOML).")
+@click.option("--anneal", type=_FILE, help="Mix of the last tokens (JSON); default: the same.")
+@click.option("--anneal-share", type=float, default=0.1, show_default=True)
+@click.option("--out", type=_FILE, required=True, help="Schedule to write (JSON).")
+def schedule(
+    stable: Path, manifest: Path, anneal: Path | None, anneal_share: float, out: Path
+) -> None:
+    """Write the schedule of a training: a STABLE mix, then the mix of the last tokens.
+
+    `mix = "FILE"` under `[train.pretrain]` executes it. Sources are not read more often than the
+    manifest allows, over both phases.
+    """
+    from puna.core.fsio import write_json
+    from puna.core.units import format_count
+    from puna.mix.design import read_mix
+    from puna.mix.schedule import two_phases
+    from puna.mix.sources import read_manifest
+
+    known = read_manifest(manifest)
+    first = read_mix(stable, known.names)
+    last = first if anneal is None else read_mix(anneal, known.names)
+    made = two_phases(known, first, last, anneal_share)
+    write_json(out, made.to_json())
+    for phase in made.phases:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in phase.shares.items())
+        click.echo(f"{phase.name}: {format_count(phase.n_tokens)} tokens: {shares}")
+    click.echo(f"schedule: {out}; execute it with mix under [train.pretrain]")
+
+
+@mix.command("scaling")
+@click.argument("table", type=_FILE)
+@click.option("--loss", default="loss", show_default=True, help="Column of the loss.")
+@click.option("--flop", "budgets", type=float, multiple=True, help="Budget; may be repeated.")
+@click.option("--draws", type=click.IntRange(min=2), default=100, show_default=True)
+@_json
+@_seed
+def scaling(
+    table: Path, loss: str, budgets: tuple[float, ...], draws: int, as_json: bool, seed: int
+) -> None:
+    """Fit scaling laws to a TABLE with n_params, n_tokens (or flop) and a loss.
+
+    Tells the law of parameters and tokens with 90 % intervals, the IsoFLOP optima where budgets
+    have three sizes or more, and the best model of each budget.
+    """
+    from puna.cli.mix_tables import print_scaling
+    from puna.mix.scaling.table import fit_scaling, read_points
+
+    if any(not budget > 0 for budget in budgets):
+        raise click.BadParameter("a budget is above 0", param_hint="--flop")
+    made = fit_scaling(*read_points(table, loss), budgets, n_draws=draws, seed=seed)
+    if as_json:
+        click.echo(json.dumps(made, indent=2))
+    else:
+        print_scaling(made)
+
+
+@mix.command("isoflop")
+@click.argument("flop", type=float)
+@click.option("--budgets", type=int, default=4, show_default=True)
+@click.option("--sizes", type=int, default=5, show_default=True)
+@click.option("--tokens-per-param", type=float, default=20.0, show_default=True)
+def isoflop(flop: float, budgets: int, sizes: int, tokens_per_param: float) -> None:
+    """Say which models to train to find the optimum, with FLOP in all."""
+    from puna.cli.model_tables import new_console, new_table
+    from puna.core.units import format_count
+    from puna.mix.scaling.isoflop import plan_isoflops
+
+    if not flop > 0 or not tokens_per_param > 0:
+        raise click.BadParameter("FLOP and --tokens-per-param are above 0")
+    table = new_table("Runs", "FLOP", "parameters", "tokens")
+    for one, n_params, n_tokens in plan_isoflops(
+        flop, n_budgets=budgets, n_sizes=sizes, tokens_per_param=tokens_per_param
+    ):
+        table.add_row(f"{one:.3g}", format_count(n_params), format_count(n_tokens))
+    new_console().print(table)

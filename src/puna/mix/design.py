@@ -104,13 +104,13 @@ def design(
         )
     rng = np.random.default_rng(seed)
     natural = manifest.natural()
-    held = _rounded(_pool(natural, n_held_out, rng))
+    held = rounded(_pool(natural, n_held_out, rng))
     fixed = _fixed(natural, names)
     room = n_runs - n_repeats
     while len(fixed) > max(room * 2 // 3, 3):  # leave a third of the runs to random mixes
         fixed.pop()
     seen = np.array([shares for _, shares in fixed])
-    pool = _rounded(_pool(natural, _POOL, rng))
+    pool = rounded(_pool(natural, _POOL, rng))
     picked = pool[_pick(pool, seen, room - len(fixed), how)]
     mixes = [*fixed, *(("random", shares) for shares in picked)]
     settings = dict(proxy or {})
@@ -165,7 +165,7 @@ def extend(
     for row in np.concatenate([start, chosen]):
         shares = {name: row[0] * share / total for name, share in base.items()}
         shares |= {name: float(row[1 + at]) for at, name in enumerate(new)}
-        vector = _rounded(np.array([[shares.get(name, 0.0) for name in manifest.names]]))[0]
+        vector = rounded(np.array([[shares.get(name, 0.0) for name in manifest.names]]))[0]
         made.append(_run("added", vector, manifest.names, first_seed, dict(proxy or {})))
     return list({one.key: one for one in made}.values())
 
@@ -236,7 +236,7 @@ def _fixed(natural: np.ndarray, names: Sequence[str]) -> list[tuple[str, np.ndar
         left[j] = 0.0
         made.append(("without", left / left.sum()))
     return [(kind, one) for kind, one in zip(
-        [kind for kind, _ in made], _rounded(np.array([shares for _, shares in made])), strict=True
+        [kind for kind, _ in made], rounded(np.array([shares for _, shares in made])), strict=True
     )]  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def _pool(natural: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     return drawn / drawn.sum(axis=1, keepdims=True)
 
 
-def _rounded(shares: np.ndarray) -> np.ndarray:
+def rounded(shares: Float64[np.ndarray, "M K"]) -> Float64[np.ndarray, "M K"]:
     """Round to 4 digits so that rows still sum to 1; shares under 0.1 % become 0."""
     kept = np.where(shares < _SMALLEST_SHARE, 0.0, shares)
     out = np.round(kept / kept.sum(axis=1, keepdims=True), DIGITS)

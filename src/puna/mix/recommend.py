@@ -151,6 +151,10 @@ def recommend(
             Duel(name, shares, float(value[at]), gain, gain - reach, gain + reach, float(sure))
         )
     doubts = _doubts(task, every[best], observed, found)
+    if seed_sd_T is None:
+        doubts.insert(
+            0, "no mix was run with two seeds, so nothing tells a better mix from a lucky run"
+        )
     known, verdict = _verdict(duels, doubts, float(as_good.mean()))
     return Recommendation(
         task, every[best], low, high, flat.min(axis=0), flat.max(axis=0), float(value[best]),

@@ -106,7 +106,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     """
     if not paths:
         raise PunaError("no table of runs was given", "name at least one file")
-    tables = [_read(path) for path in paths]
+    tables = [read_table(path) for path in paths]
     where = ", ".join(path.name for path in paths)
     table, notes = _join(tables, [path.name for path in paths])
     mix = {_plain(name, _MIX): name for name in table if name.startswith(_MIX)}
@@ -137,7 +137,7 @@ def read_columns(path: Path, name: str) -> list[str]:
     Raises:
         PunaError: The file cannot be read or has no such column.
     """
-    table = _read(path)
+    table = read_table(path)
     if name not in table:
         raise PunaError(f"{path}: has no column {name!r}", f"it has {', '.join(list(table)[:8])}")
     return [str(value) for value in table[name]]
@@ -233,7 +233,12 @@ def _without_doubles(runs: Runs, notes: list[str]) -> Runs:
     return runs
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """Read a table of CSV, Parquet or JSON lines, by columns.
+
+    Raises:
+        PunaError: The file is missing, cannot be read, has no rows, or a column twice.
+    """
     import pyarrow as pa
     from pyarrow import csv, json, parquet
 

@@ -11,6 +11,7 @@ from jaxtyping import Float64
 
 from puna.core.errors import PunaError
 from puna.mix.sources import Manifest, shares_of
+from puna.train.mixture import SCHEMA
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ class Schedule:
             [phase.shares.get(name, 0.0) * phase.n_tokens / self.n_tokens for name in names]
             for phase in self.phases
         ])  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values of a schedule file, which ``mix`` of ``[train.pretrain]`` names."""
+        return {
+            "schema": SCHEMA, "n_tokens": self.n_tokens,
+            "phases": [
+                {"name": one.name, "n_tokens": one.n_tokens, "shares": dict(one.shares)}
+                for one in self.phases
+            ],
+        }  # fmt: skip
 
     def to_recipe(self, seq_len: int, global_batch: int) -> dict[str, Any]:
         """Return what a recipe's loader takes: weights from a step on.

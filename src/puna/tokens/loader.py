@@ -292,13 +292,19 @@ class PackedLoader:
 
     def mean_weights(self, n_steps: int) -> dict[str, float]:
         """Return the mean share of each source over the first steps, one at least."""
-        n_rows = self._ramp.rows_before(max(n_steps, 1))
+        n_steps = max(n_steps, 1)
+        n_rows = self._ramp.rows_before(n_steps)
+        return {source: n / n_rows for source, n in self.planned_rows(n_steps).items()}
+
+    def planned_rows(self, step: int) -> dict[str, float]:
+        """Return how many rows of each source the shares of the first ``step`` steps mean."""
+        n_rows = self._ramp.rows_before(step)
         ends = [*(first for first, _ in self._stretches[1:]), n_rows]
         totals = dict.fromkeys(self._assignment.sources, 0.0)
         for (first, shares), end in zip(self._stretches, ends, strict=True):
             for source, share in shares.items():
                 totals[source] += max(0, min(end, n_rows) - first) * float(share)
-        return {source: total / n_rows for source, total in totals.items()}
+        return totals
 
     def rows_per_source(self, step: int) -> dict[str, int]:
         """Return how many rows of each source the first ``step`` steps hold."""

@@ -324,6 +324,9 @@ class PretrainConfig(TrainingConfig):
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Share of the tokens of each source, any positive scale; empty means by the number of tokens
     that each source has."""
+    mix: str = ""
+    """Schedule that `puna mix schedule` wrote: it brings weights and phases, and is for the tokens
+    of this run. Sources that it does not name are left out."""
     phases: list[PhaseConfig] = Field(default_factory=list)
     """Other weights from given steps on, in the order of time; `weights` are those of the start."""
     max_epochs: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -366,6 +369,12 @@ class PretrainConfig(TrainingConfig):
             self.used_up,
             n_steps,
         )
+
+    @model_validator(mode="after")
+    def _one_mix(self) -> Self:
+        if self.mix and (self.weights or self.phases):
+            raise ValueError("mix brings weights and phases; remove them, or remove mix")
+        return self
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:

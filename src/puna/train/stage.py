@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from puna.train.config import PretrainConfig, TrainingConfig
 from puna.train.elastic import check_elastic
 from puna.train.launch import TrainJob
 from puna.train.log_config import check_log
+from puna.train.mixture import consumed, with_schedule
 from puna.train.parallel.layout import check_layout
 from puna.train.progress import TrainProgress
 from puna.train.spec import (
@@ -53,11 +55,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def _state_of_checkpoint(cfg: PretrainConfig) -> Any:
-    """Sizes and times of the checkpoint's files: a change is reported on a rerun."""
-    if cfg.init is None:
+    """Sizes and times of the checkpoint's files and the schedule: a change is told on a rerun."""
+    if cfg.init is None and not cfg.mix:
         return None
-    path = Path(cfg.init.path).expanduser()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [Path(cfg.mix).expanduser()] if cfg.mix else []
+    if cfg.init is not None:
+        path = Path(cfg.init.path).expanduser()
+        files += sorted(path.iterdir()) if path.is_dir() else [path]
     return {
         file.name: [file.stat().st_size, file.stat().st_mtime_ns]
         for file in files
@@ -83,18 +87,24 @@ def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) 
         raise PunaError("train.pretrain has no token shards",
                         "add [tokens.encode] or [tokens.import], or set `shards` to a URL",
                         )  # fmt: skip
+    cache = cfg.cache.open() if is_remote(shards) else None
+    if cfg.mix:
+        from puna.tokens.shards import TokenShards
+
+        cfg = with_schedule(cfg, TokenShards(shards, cache).counts("train"))
     loader = PackedLoader(
         shards, "train", dict(cfg.weights) or None, cfg.seq_len, cfg.global_batch, cfg.seed,
         cfg.curriculum, on_damage=cfg.on_damage, stairs=cfg.ramp.stairs,
-        cache=cfg.cache.open() if is_remote(shards) else None,
+        cache=cache,
     )  # fmt: skip
     tokenizer = _tokenizer_folder(cfg, inputs, out)
     source, heldout = SourceSpec(**loader.spec()), _heldout(cfg, loader)
     if cfg.init is None:
         model = cfg.model.resolve(loader.vocab_size)
-        return train_job(
+        found = train_job(
             cfg, model, source, out, events, tokenizer=tokenizer, name=_PRETRAIN, heldout=heldout
         )
+        return found | _tell_sources(cfg, loader, found, events)
     from puna.tokens.tokenizer import load_tokenizer
     from puna.train.continued import plan_start
 
@@ -106,10 +116,27 @@ def pretrain(cfg: PretrainConfig, inputs: Artifacts, out: Path, events: Ledger) 
         untrained_filled=list(start.untrained),
         max_seq_len=start.model.max_seq_len, rope_theta=start.model.rope_theta,
     )  # fmt: skip
-    return train_job(
+    found = train_job(
         cfg, start.model, source, out, events, tokenizer=tokenizer, start=start, name=_PRETRAIN,
         heldout=heldout,
     )  # fmt: skip
+    return found | _tell_sources(cfg, loader, found, events)
+
+
+def _tell_sources(
+    cfg: PretrainConfig, loader: PackedLoader, trained: Metrics, events: Ledger
+) -> Metrics:
+    """Write ``train.sources``: tokens of each source against its shares, phase by phase."""
+    firsts = [phase.first_step for phase in cfg.curriculum.phases]
+    found = consumed(loader, [0, *firsts, cfg.n_steps])
+    events.emit(
+        "train.sources", schedule=cfg.mix, labelled=trained.get("labelled_tokens", {}), **found
+    )
+    totals = {
+        name: sum(phase["sources"][name]["tokens"] for phase in found["phases"])
+        for name in loader.rows_per_source(0)
+    }
+    return {"source_tokens": totals, "source_tokens_most_off": found["most_off_tokens"]}
 
 
 def _heldout(cfg: PretrainConfig, loader: PackedLoader) -> HeldOutSpec | None:
@@ -299,6 +326,7 @@ def _metrics(
             "first_loss": steps[min(steps)]["loss"],
             "final_loss": last["loss"],
             "tokens_per_s": n_tokens / spent_s,
+            "labelled_tokens": _labelled(steps.values()),
         }
     if starts:
         start = starts[-1]
@@ -311,6 +339,15 @@ def _metrics(
     found["goodput"] = job_goodput(own, spec.job).to_json()
     found["headline"] = _headline(found)
     return found
+
+
+def _labelled(steps: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Return the tokens with a loss of each source, as the ranks counted them in their batches."""
+    totals: dict[str, int] = {}
+    for event in steps:
+        for name, one in event.get("sources", {}).items():
+            totals[name] = totals.get(name, 0) + one["tokens"]
+    return totals
 
 
 def _headline(found: Metrics) -> str:

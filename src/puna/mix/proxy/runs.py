@@ -55,7 +55,7 @@ class Made:
 
 def make_runs(
     manifest: Manifest, planned: Sequence[PlannedRun], shards: str, out: Path, *,
-    n_workers: int = 0,
+    n_workers: int = 0, table: str = TABLE_FILE,
 ) -> Made:  # fmt: skip
     """Make the runs that are missing and write the table of all.
 
@@ -68,6 +68,7 @@ def make_runs(
         shards: Folder of token shards.
         out: Folder for the results and the table.
         n_workers: Processes of one thread; 0 for one per core.
+        table: Name of the table in that folder.
 
     Raises:
         PunaError: The plan, the manifest and the shards do not fit together, or the disk is full.
@@ -93,10 +94,10 @@ def make_runs(
                 found[_path(out, result["run"], result["data"])] = result
     seconds = time.monotonic() - begin_s
     results = [found[job.path] or {} for job in jobs]
-    table = out / TABLE_FILE
-    write_text(table, table_of(manifest, planned, results, wanted))
+    path = out / table
+    write_text(path, table_of(manifest, planned, results, wanted))
     return Made(
-        results, table, len(todo), len(todo) * per_run, seconds, workers, _notes(manifest, results)
+        results, path, len(todo), len(todo) * per_run, seconds, workers, _notes(manifest, results)
     )
 
 

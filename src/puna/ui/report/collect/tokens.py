@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from puna.core.artifact import Artifact
+from puna.tokens.curriculum import Curriculum
 from puna.tokens.loader import PackedLoader
 from puna.tokens.shards import INDEX_FILE
 from puna.train.config import PretrainConfig
@@ -65,9 +67,13 @@ def _mix(encoded: Artifact, pretrain: Artifact | None) -> list[dict[str, Any]] |
     config = PretrainConfig.model_validate(pretrain.config)
     if config.shards:
         return None  # in a store; a report does not wait for one
+    weights, curriculum = config.weights or None, config.curriculum
+    if config.mix:  # as it was read when the training began
+        made = json.loads(pretrain.file("loader.json").read_text(encoding="utf-8"))["kwargs"]
+        weights, curriculum = made["weights"], Curriculum.of(made["curriculum"])
     loader = PackedLoader(
-        encoded.path, "train", config.weights or None, config.seq_len, config.global_batch,
-        config.seed, config.curriculum, stairs=config.ramp.stairs,
+        encoded.path, "train", weights, config.seq_len, config.global_batch, config.seed,
+        curriculum, stairs=config.ramp.stairs,
     )  # fmt: skip
     wanted = loader.mean_weights(config.n_steps)
     rows = loader.rows_per_source(config.n_steps)
