@@ -214,7 +214,8 @@ def _bind(address: Address) -> socket.socket:
         [first, *_] = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        sock = socket.socket(first[0], socket.SOCK_STREAM)
+        # Named, for asyncio sends small parts at once only where it knows that this is TCP.
+        sock = socket.socket(first[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(first[4])
