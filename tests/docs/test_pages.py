@@ -55,6 +55,13 @@ def test_tutorial_runs(small_demo: SmallDemo, monkeypatch: pytest.MonkeyPatch) -
     assert run_page(ROOT / "docs/tutorial/demo.md", small_demo.folder) > 8
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_tutorial_on_mixtures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_page(ROOT / "docs/tutorial/mixture.md", tmp_path) == 13
+
+
 def test_generated_reference_is_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, "docs/reference/generate.py", "--check"],
