@@ -76,7 +76,7 @@ def main() -> None:
     )  # fmt: skip
     made = make_runs(known, planned, args.shards, args.out, n_workers=args.workers)
     print(headline(made))
-    fit = fit_runs([made.table], known, allow_noisy=True)
+    fit = fit_runs([made.table], known)
     for one in fit.noise or []:
         print(
             f"  {one.target:12s} seed {one.sd_seed:.4f}, mixes {one.sd_mix:.4f}, S/N {one.snr:.1f}"
