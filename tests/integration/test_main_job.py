@@ -102,6 +102,7 @@ def _weights(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_any_moment_it_ends_with_the_same_model(
     small_demo: SmallDemo, tmp_path: Path
 ) -> None:

@@ -109,8 +109,9 @@ class FaultInjector:
             _cut_connections()
         elif what == "memory":
             _run_out_of_memory()
-        while what in ("loop", "wait"):
-            if what == "wait":
+        # One that was stopped is continued for its stacks, which another thread may write.
+        while what in ("loop", "wait", "hang"):
+            if what != "loop":
                 time.sleep(1.0)
 
     def drag(self) -> None:
