@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 
-from puna.tokens.bulk_library import PACKAGE, LibraryEncoder
+from puna.tokens.bulk_library import LibraryEncoder
 from puna.tokens.pretokens import byte_alphabet, is_llama3_pattern
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class BulkEncoder:
 
 
 def bulk_encoder(
-    definition: Mapping[str, Any], *, by_library: bool | None = None
+    definition: Mapping[str, Any], *, by_library: bool = False
 ) -> BulkEncoder | LibraryEncoder | None:
     """Make the fast encoder of a tokenizer, when it is of Llama 3's kind.
 
@@ -103,7 +102,7 @@ def bulk_encoder(
 
     Args:
         definition: Content of a ``tokenizer.json``.
-        by_library: Take the library fastokens; None: if it is installed.
+        by_library: Take the library fastokens.
 
     Returns:
         The encoder, or None when the tokenizer is of another kind.
@@ -139,7 +138,7 @@ def bulk_encoder(
     ).reshape(-1, 3)
     if (np.diff(merges[:, 2]) < 0).any():
         return None
-    if find_spec(PACKAGE) is not None if by_library is None else by_library:
+    if by_library:
         return LibraryEncoder(definition)
     return BulkEncoder(tokens, merges)
 
