@@ -5,9 +5,8 @@
 Llama 3: the vocabulary in the package ``llama-models`` through tiktoken as Meta's code builds it,
 through that code itself, and through the ``tokenizers`` library. Llama 2: SentencePiece models
 (Mistral's first one, and one trained here with Llama 2's options) through ``sentencepiece``. Ours
-is compared by each of its ways: text by text, in batches, and in bulk, compiled and by fastokens if
-it is installed. Exits with 1 when anything differs. The tests run a smaller share with the same
-texts.
+is compared by each of its ways: text by text, in batches, and the compiled path. Exits with 1 when
+anything differs. The tests run a smaller share with the same texts.
 """
 
 from __future__ import annotations
@@ -25,11 +24,7 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import numpy as np
-
 from puna.data.kernels.buffers import texts_from
-from puna.tokens.bulk import bulk_encoder
-from puna.tokens.bulk_library import PACKAGE
 from puna.tokens.pretokens import LLAMA3_PATTERN, MAX_CHARS, MAX_RUN_CHARS, split_huge
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -125,33 +120,13 @@ def huge_texts(seed: int, n_chars: int = 1_000_000) -> Iterator[str]:
     yield "".join(parts)
 
 
-def documents(tokenizer: Tokenizer, batch: list[str]) -> list[list[int]]:
-    """The ids of documents, without the begin and end ids around them."""
+def compiled(tokenizer: Tokenizer, batch: list[str]) -> list[list[int]]:
+    """The ids by the compiled path alone."""
     ids, lengths = tokenizer.encode_documents(texts_from(batch))
     ends = lengths.cumsum()
-    return [ids[end - n + 1 : end - 1].tolist() for end, n in zip(ends, lengths, strict=True)]
-
-
-def bulk_ways(tokenizer: Tokenizer) -> dict[str, Callable[[list[str]], list[list[int]]]]:
-    """The ways to encode in bulk: compiled, and by a library where it is installed."""
-
-    def way(by_library: bool) -> Callable[[list[str]], list[list[int]]]:
-        encoder = bulk_encoder(tokenizer.definition, by_library=by_library)
-        assert encoder is not None
-        bos, eos = tokenizer.bos_id, tokenizer.eos_id
-
-        def encode(batch: list[str]) -> list[list[int]]:
-            ids, lengths = encoder.encode(texts_from(batch), bos, eos)
-            parts = np.split(ids, lengths.cumsum()[:-1])
-            assert all((part[0], part[-1]) == (bos, eos) for part in parts)
-            return [part[1:-1].tolist() for part in parts]
-
-        return encode
-
-    found = {"compiled": way(by_library=False)}
-    if find_spec(PACKAGE) is not None:
-        found[PACKAGE] = way(by_library=True)
-    return found
+    return [
+        ids[end - n + 1 : end - 1].tolist() for end, n in zip(ends, lengths, strict=True)
+    ]  # between the begin and the end id
 
 
 class Report:
@@ -203,7 +178,7 @@ def check_llama3(n: int, seed: int, n_huge: int | None = None) -> Report:
     library = tokenizers.Tokenizer.from_str(ours.text)
     library.encode_special_tokens = True
     pieces = [piece.decode("utf-8", "ignore") for piece in ours.ranks()]
-    report, ways = Report(), bulk_ways(ours)
+    report = Report()
     for batch in texts(n, seed, pieces):
         expected = [reference.encode_ordinary(one) for one in batch]
         by_meta = [meta.encode(one, bos=False, eos=False) for one in batch]
@@ -213,8 +188,7 @@ def check_llama3(n: int, seed: int, n_huge: int | None = None) -> Report:
         report.compare(batch, by_meta, expected, "Meta's code, tiktoken")
         report.compare(batch, by_library, expected, "tokenizers, tiktoken")
         report.compare(batch, [ours.encode(one) for one in batch], expected, "one by one")
-        for name, way in ways.items():
-            report.compare(batch, way(batch), expected, name)
+        report.compare(batch, compiled(ours, batch), expected, "compiled")
         decoded = [list(ours.decode(ids).encode()) for ids in expected]
         report.compare(batch, decoded, [list(one.encode()) for one in batch], "decoded")
         report.n_texts += len(batch)
@@ -224,8 +198,7 @@ def check_llama3(n: int, seed: int, n_huge: int | None = None) -> Report:
         in_parts = [id_ for part in split_huge(one) for id_ in reference.encode_ordinary(part)]
         report.compare([one], [in_parts], [expected], "cuts")
         report.compare([one], [ours.encode(one)], [expected], "one by one")
-        for name, way in ways.items():
-            report.compare([one], way([one]), [expected], name)
+        report.compare([one], compiled(ours, [one]), [expected], "compiled")
         report.n_texts, report.n_bytes = report.n_texts + 1, report.n_bytes + len(one.encode())
     return report
 
@@ -283,7 +256,7 @@ def check_sentencepiece(path: Path, n: int, seed: int, n_huge: int | None = None
         expected = reference.encode(batch)
         report.compare(batch, [ours.encode(one) for one in batch], expected, "one by one")
         report.compare(batch, ours.encode_batch(batch), expected, "in batches")
-        report.compare(batch, documents(ours, batch), expected, "documents")
+        report.compare(batch, compiled(ours, batch), expected, "documents")
         mine = [list(ours.decode(ids).encode()) for ids in expected]
         report.compare(batch, mine, [list(one.encode()) for one in reference.decode(expected)],
                        "decoded")  # fmt: skip

@@ -11,8 +11,7 @@ import tiktoken
 
 from puna.data.kernels.buffers import texts_from
 from puna.tokens import bpe
-from puna.tokens.bulk import BulkEncoder, bulk_encoder, character_classes
-from puna.tokens.bulk_library import LibraryEncoder
+from puna.tokens.bulk import bulk_encoder, character_classes
 from puna.tokens.kernels.bits import padded
 from puna.tokens.kernels.masks import cut
 from puna.tokens.kernels.scan import piece_end
@@ -42,23 +41,10 @@ def reference(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     ).encode_ordinary
 
 
-Encode = Callable[[Sequence[str]], list[list[int]]]
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["compiled", "fastokens"])
-def encoder(tokenizer: Tokenizer, request: pytest.FixtureRequest) -> BulkEncoder | LibraryEncoder:
-    found = bulk_encoder(tokenizer.definition, by_library=request.param)
-    assert found is not None
-    return found
-
-
-@pytest.fixture(scope="module")
-def encode(encoder: BulkEncoder | LibraryEncoder) -> Encode:
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        ids, lengths = encoder.encode(texts_from(list(texts)))
-        return [part.tolist() for part in np.split(ids, lengths.cumsum()[:-1])]
-
-    return encode
+def compiled(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    ids, lengths = tokenizer.encode_documents(texts_from(list(texts)))
+    ends = lengths.cumsum()
+    return [ids[end - n + 1 : end - 1].tolist() for end, n in zip(ends, lengths, strict=True)]
 
 
 def ends_of(text: str) -> tuple[list[int], list[int]]:
@@ -101,7 +87,9 @@ def test_bytes_that_are_no_text_do_no_harm() -> None:
         assert (np.diff(ends[:n]) > 0).all()
 
 
-def test_pieces_of_every_length(encode: Encode, reference: Callable[[str], list[int]]) -> None:
+def test_pieces_of_every_length(
+    tokenizer: Tokenizer, reference: Callable[[str], list[int]]
+) -> None:
     rng = random.Random(1)
     lengths = [*range(1, 40), *range(LONG_BYTES - 3, LONG_BYTES + 5), 1000]
     for alphabet in ("a", "the pun".replace(" ", ""), "жно", "日本", "-"):
@@ -110,33 +98,35 @@ def test_pieces_of_every_length(encode: Encode, reference: Callable[[str], list[
             for n in lengths
         ]
         expected = [reference(text) for text in texts]
-        assert encode(texts) == expected
-        assert encode(texts) == expected  # now they are known
+        assert compiled(tokenizer, texts) == expected
+        assert compiled(tokenizer, texts) == expected  # now they are known
 
 
 @pytest.mark.parametrize(("bos", "eos"), [(None, None), (7, None), (None, 8), (7, 8)])
 def test_begin_and_end_ids_stand_around_each_document(
-    encoder: BulkEncoder | LibraryEncoder, encode: Encode, bos: int | None, eos: int | None
+    tokenizer: Tokenizer, bos: int | None, eos: int | None
 ) -> None:
+    encoder = bulk_encoder(tokenizer.definition)
+    assert encoder is not None
     texts = ["the puna", "", "a " * 30_000, "x" * 60_000 + " y", ""]
     ids, lengths = encoder.encode(texts_from(texts), bos, eos)
     expected = [
         [*([] if bos is None else [bos]), *one, *([] if eos is None else [eos])]
-        for one in encode(texts)
+        for one in map(tokenizer.encode, texts)
     ]
     assert lengths.tolist() == list(map(len, expected))
     assert ids.tolist() == [id_ for one in expected for id_ in one]
 
 
-def test_the_text_of_a_special_token_is_text(tokenizer: Tokenizer, encode: Encode) -> None:
+def test_the_text_of_a_special_token_is_text(tokenizer: Tokenizer) -> None:
     name = next(iter(tokenizer.special_set))
     text = f"a {tokenizer.decode([name])} b"
-    assert encode([text]) == [tokenizer.encode(text)]
+    assert compiled(tokenizer, [text]) == [tokenizer.encode(text)]
     assert name not in tokenizer.encode(text)
 
 
 def test_full_tables_forget_and_stay_exact(
-    encode: Encode, reference: Callable[[str], list[int]]
+    tokenizer: Tokenizer, reference: Callable[[str], list[int]]
 ) -> None:
     words = [f"{chr(0x61 + i % 26)}q{i:x}z".translate(str.maketrans("0123456789", "ghijklmnop"))
              for i in range(MAX_LEARNT + 1000)]  # fmt: skip
@@ -144,6 +134,6 @@ def test_full_tables_forget_and_stay_exact(
     everything = words + long
     texts = [" ".join(everything[i : i + 1000]) for i in range(0, len(everything), 1000)]
     expected = [reference(text) for text in texts]
-    assert encode(texts) == expected
-    assert encode(texts) == expected
-    assert [encode([text])[0] for text in texts] == expected
+    assert compiled(tokenizer, texts) == expected
+    assert compiled(tokenizer, texts) == expected
+    assert [compiled(tokenizer, [text])[0] for text in texts] == expected

@@ -1,4 +1,4 @@
-"""Encoding in bulk, where a tokenizer is of Llama 3's kind: by a library, or compiled here."""
+"""Encoding in bulk: the compiled path where a tokenizer is of Llama 3's kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 
-from puna.tokens.bulk_library import LibraryEncoder
 from puna.tokens.pretokens import byte_alphabet, is_llama3_pattern
 
 if TYPE_CHECKING:
@@ -92,17 +91,14 @@ class BulkEncoder:
         return out[:n_out], lengths
 
 
-def bulk_encoder(
-    definition: Mapping[str, Any], *, by_library: bool = False
-) -> BulkEncoder | LibraryEncoder | None:
-    """Make the fast encoder of a tokenizer, when it is of Llama 3's kind.
+def bulk_encoder(definition: Mapping[str, Any]) -> BulkEncoder | None:
+    """Make the compiled encoder of a tokenizer, when it is of Llama 3's kind.
 
     That is: byte-level BPE over all 256 bytes with Llama 3's pattern, no normalisation, whole
     pieces looked up before merging, and merges in the order of the ids they make.
 
     Args:
         definition: Content of a ``tokenizer.json``.
-        by_library: Take the library fastokens.
 
     Returns:
         The encoder, or None when the tokenizer is of another kind.
@@ -138,8 +134,6 @@ def bulk_encoder(
     ).reshape(-1, 3)
     if (np.diff(merges[:, 2]) < 0).any():
         return None
-    if by_library:
-        return LibraryEncoder(definition)
     return BulkEncoder(tokens, merges)
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from puna.data.kernels.buffers import Texts
     from puna.tokens.bulk import BulkEncoder
-    from puna.tokens.bulk_library import LibraryEncoder
     from puna.tokens.chat import ChatFormat, Message
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -136,7 +135,7 @@ class Tokenizer:
         return tokenizers.Tokenizer.from_str(self.text)
 
     @cached_property
-    def _bulk(self) -> BulkEncoder | LibraryEncoder | None:
+    def _bulk(self) -> BulkEncoder | None:
         from puna.tokens.bulk import bulk_encoder
 
         return bulk_encoder(self.definition) if self._is_llama3 else None
@@ -149,7 +148,7 @@ class Tokenizer:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether documents are encoded in bulk (tokenizers of Llama 3's kind)."""
+        """Whether documents are encoded by the compiled path (tokenizers of Llama 3's kind)."""
         return self._bulk is not None
 
     @cached_property
