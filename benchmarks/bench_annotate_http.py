@@ -76,7 +76,7 @@ class Browser:
         rng = np.random.default_rng(seed)
         for number in range(n_items):
             page = self.request("queue fetch", "/work")
-            path = re.search(r'action="(/work/\d+)"', page)
+            path = re.search(r'action="(/answer/\d+)"', page)
             token = re.search(r'data-csrf="(\w+)"', page)
             assert path is not None, page[:2000]
             assert token is not None

@@ -181,7 +181,7 @@ def test_who_may_not_does_not_get_in(desk):
     assert "no such page" in ann.get("/nothing", 404)
     ann.get("/work")
     assert "another session" in ann.post(action="submit", text="x", csrf="0" * 64, status=403)
-    foreign = ann.http.post("/work/1", data={}, headers={"origin": "http://evil.example"})
+    foreign = ann.http.post("/answer/1", data={}, headers={"origin": "http://evil.example"})
     assert foreign.status_code == 403
     assert ann.http.get("/work", headers={"host": "evil.example"}).status_code == 403
     assert ann.http.post("/login", content=b"x" * (3 << 20)).status_code == 413

@@ -12,14 +12,6 @@ if TYPE_CHECKING:
     from puna.plan.estimate import Estimate, Level, Range
     from puna.plan.validate import Dossier, Line
 
-_PART_NAMES = {
-    "gemm": "products", "attention": "attention", "memory": "memory-bound kernels",
-    "recompute": "recomputation", "tensor": "tensor-parallel communication",
-    "context": "context-parallel communication", "pipeline": "pipeline sends",
-    "bubble": "pipeline bubble", "data": "data-parallel exposure", "optimizer": "optimiser",
-    "jitter": "stragglers",
-}  # fmt: skip
-
 
 def print_estimate(found: Estimate, levels: Sequence[Level]) -> None:
     """Print one job: speed, time per part, memory per part and stage, waterfall."""
@@ -59,12 +51,14 @@ def print_estimate(found: Estimate, levels: Sequence[Level]) -> None:
 
 
 def _print_parts(found: Estimate, levels: Sequence[Level]) -> None:
+    from puna.plan.estimate import PART_NAMES
+
     console = new_console()
     table = new_table("Time of a step", "", "seconds", "90 % interval", "share")
     for name, part in found.parts.items():
         if part.mid > 0:
             share = f"{part.mid / found.step_s.mid:.1%}"
-            table.add_row(_PART_NAMES[name], *_cells(part, "s"), share)
+            table.add_row(PART_NAMES[name], *_cells(part, "s"), share)
     console.print(table)
     names = list(found.stages[0])
     table = new_table("Memory per GPU, GiB", "stage", *names, "sum")

@@ -19,6 +19,14 @@ from puna.plan.shipped import Calibration, calibration
 from puna.plan.step import PARTS, StepTime, scaled, step_time
 from puna.plan.workload import Workload, stack
 
+PART_NAMES = {
+    "gemm": "products", "attention": "attention", "memory": "memory-bound kernels",
+    "recompute": "recomputation", "tensor": "tensor-parallel communication",
+    "context": "context-parallel communication", "pipeline": "pipeline sends",
+    "bubble": "pipeline bubble", "data": "data-parallel exposure", "optimizer": "optimiser",
+    "jitter": "stragglers",
+}  # fmt: skip
+"""Of a step, as people read them."""
 MEMORY_WIDTH = {"megatron": 0.03, "fsdp": 0.15}
 """Relative half-width of a memory estimate: 17 measured rows of Megatron-LM lie within 1 %; FSDP's
 is a prior, as no public row is bundled."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from puna.core.errors import PunaError, explain_environment_error
+from puna.core.listen import is_loopback, listen
 from puna.serve.app import make_app
 from puna.serve.dispatch import Dispatcher, Limits
 from puna.serve.errors import unavailable
@@ -51,12 +49,7 @@ class Address:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
 
 class Server:
@@ -90,7 +83,7 @@ class Server:
         self._load, self._on_ready = load, on_ready
         self.address, self.limits, self.generation = address, limits, generation
         self._options = {**(engine_options or {}), "max_batch": limits.max_batch}
-        self._socket = _bind(address)
+        self._socket = listen(address.host, address.port)
         self.port: int = self._socket.getsockname()[1]
         self.dispatcher: Dispatcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -201,35 +194,3 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
-
-
-def _bind(address: Address) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        PunaError: The port is taken, or the host is not this machine's.
-    """
-    where = f"{address.host}:{address.port}"
-    try:
-        [first, *_] = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        # Named, for asyncio sends small parts at once only where it knows that this is TCP.
-        sock = socket.socket(first[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(first[4])
-            sock.listen(2048)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        known = explain_environment_error(error)
-        if known is not None:
-            raise PunaError(f"{where}: {known.message}", "take a port above 1023") from error
-        raise PunaError(
-            f"cannot listen at {where}: {error.strerror or error}",
-            "choose another --port (0 takes a free one) or --host",
-        ) from error
-    sock.setblocking(False)
-    return sock

@@ -10,7 +10,7 @@ from pathlib import Path
 from puna.core.fsio import write_text
 from puna.core.units import GIB
 from puna.plan.energy import Site
-from puna.plan.estimate import Estimate, Level, Range
+from puna.plan.estimate import PART_NAMES, Estimate, Level, Range
 from puna.plan.fabric import REFERENCE, Fabric
 from puna.plan.flops import CONVENTION, CONVENTIONS
 from puna.plan.search import PREMIUMS, USABLE, Candidate, Found
@@ -20,13 +20,6 @@ from puna.ui.report.svg import Scale, Svg, padded
 
 _LANE = 30.0
 _MOST_STAGES = 8
-PART_NAMES = {
-    "gemm": "products", "attention": "attention", "memory": "memory-bound kernels",
-    "recompute": "recomputation", "tensor": "tensor-parallel communication",
-    "context": "context-parallel communication", "pipeline": "pipeline sends",
-    "bubble": "pipeline bubble", "data": "data-parallel exposure", "optimizer": "optimiser",
-    "jitter": "stragglers",
-}  # fmt: skip
 _MEMORY_COLOURS = {
     "weights": "c0", "gradients": "c1", "optimizer": "c2", "activations": "c3", "logits": "c4",
     "buffers": "c5", "fragments": "c7",

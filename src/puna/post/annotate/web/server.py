@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
-import socket
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ except ImportError as missing:
         "pip install 'puna[annotate]'",
     ) from missing
 
+from puna.core.listen import is_loopback, listen
 from puna.post.annotate.desk import Desk
 from puna.post.annotate.web.http import HEADERS, Context, Refused
 from puna.post.annotate.web.pages import Pages
@@ -97,8 +96,8 @@ def make_app(context: Context) -> ASGIApp:
             Route("/logout", role("annotator", pages.logout), methods=["POST"]),
             Route("/queue", role("annotator", pages.queue)),
             Route("/work", role("annotator", pages.work)),
-            Route("/work/{response:int}", role("annotator", pages.act), methods=["POST"]),
-            Route("/work/{response:int}/draft", role("annotator", pages.draft), methods=["POST"]),
+            Route("/answer/{response:int}", role("annotator", pages.act), methods=["POST"]),
+            Route("/answer/{response:int}/draft", role("annotator", pages.draft), methods=["POST"]),
             Route("/withdraw", role("annotator", pages.withdraw), methods=["POST"]),
             Route("/review", role("reviewer", pages.case)),
             Route("/review/{item:int}", role("reviewer", pages.decide), methods=["POST"]),
@@ -151,17 +150,11 @@ class DeskServer:
         self, path: Path, host: str = "127.0.0.1", port: int = 0, names: Collection[str] = ()
     ) -> None:
         self.context = Context(Desk.open(path), names)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # With its protocol named, asyncio sends small responses without waiting (TCP_NODELAY).
-        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind((host, port))
-        except OSError as error:
-            self._socket.close()
+            self._socket = listen(host, port)
+        except PunaError:
             self.context.close()
-            raise PunaError(f"cannot listen on {host}:{port}: {error}", "choose another --port") \
-                from error  # fmt: skip
+            raise
         self.port: int = self._socket.getsockname()[1]
         self.host = host
         shown = f"[{host}]" if ":" in host else host
@@ -188,12 +181,7 @@ class DeskServer:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def started(self) -> bool:
