@@ -45,6 +45,13 @@ def test_a_search_is_one_page_without_a_request(tmp_path: Path) -> None:
     assert {f"money-{size}" for size in "lms"} <= {name.rpartition("-title")[0] for name in names}
 
 
+def test_a_search_of_one_number_of_gpus_has_no_picture_of_money(tmp_path: Path) -> None:
+    page = _page(tmp_path / "search.html", "search", *COMMON, "--tokens", "15T")
+    names = [name for name in page.attributes("id") if name.startswith(("money-", "room-"))]
+    assert names
+    assert all(name.startswith("room-") for name in names)
+
+
 def test_an_estimate_s_page_has_its_intervals(tmp_path: Path) -> None:
     page = _page(tmp_path / "one.html", "estimate", *COMMON, "--tp", "8", "--pp", "16")
     assert page.sections() == {"waterfall", "time", "memory", "assumptions"}
